@@ -1,0 +1,94 @@
+// See adapter.h. The adapter itself, and finding out what lies at a path.
+#include "adapters/adapter.h"
+
+#include <math.h>
+#include <string.h>
+
+int adapter_begin(const struct model *model, int n, struct adapter *out, struct error *err) {
+    *out = (struct adapter){.model = model};
+    out->modules = pool_array(&out->pool, (uint64_t)n, sizeof *out->modules);
+    return out->modules ? 0 : error_memory(err, "an adapter", (size_t)n * sizeof *out->modules);
+}
+
+int adapter_add(struct adapter *adapter, const struct module *module, int r, float alpha, struct error *err) {
+    if (r < 1 || r > ADAPTER_MAX_RANK)
+        return error_set(err, STATUS_DATA, "%s: rank %d; it must be 1 to %d", module->hf_name, r, ADAPTER_MAX_RANK);
+    if (!isfinite(alpha) || alpha == 0)
+        return error_set(err, STATUS_DATA, "%s: lora_alpha is %g; it must be a number other than 0", module->hf_name,
+                         (double)alpha);
+    struct adapter_module *m = &adapter->modules[adapter->n_modules];
+    *m = (struct adapter_module){.module = module, .r = r, .alpha = alpha};
+    m->a = pool_array(&adapter->pool, (uint64_t)r * (uint64_t)module->in, sizeof *m->a);
+    m->b = pool_array(&adapter->pool, (uint64_t)r * (uint64_t)module->out, sizeof *m->b);
+    if (!m->a || !m->b)
+        return error_memory(err, module->hf_name, (size_t)r * (size_t)(module->in + module->out) * sizeof *m->a);
+    adapter->n_modules++;
+    return 0;
+}
+
+int adapter_new(const struct model *model, const int *ids, int n, int r, float alpha, float dropout, bool rslora,
+                struct adapter *out, struct error *err) {
+    int status = adapter_begin(model, n, out, err);
+    for (int i = 0; i < n && status == 0; i++) status = adapter_add(out, &model->modules[ids[i]], r, alpha, err);
+    if (status) {
+        adapter_free(out);
+        return -1;
+    }
+    out->r = r;
+    out->alpha = alpha;
+    out->dropout = dropout;
+    out->rslora = rslora;
+    const char *slash = strrchr(model->path, '/');
+    out->base_name = model->hf_repository ? model->hf_repository : slash ? slash + 1 : model->path;
+    return 0;
+}
+
+void adapter_free(struct adapter *adapter) {
+    pool_free(&adapter->pool);
+    *adapter = (struct adapter){0};
+}
+
+// --- What is it?
+
+struct folder {
+    char *config, *peft, *mlx, *gguf, *checkpoints; // paths; in the pool
+};
+
+static int read_known(const char *path, const struct folder *f, const struct model *model, struct adapter *out,
+                      struct error *err) {
+    if (file_exists(f->config) && !file_exists(f->peft) && file_exists(f->mlx))
+        return error_set(err, STATUS_DATA, "%s: is an MLX adapter, which is written but not read; use its PEFT folder",
+                         path);
+    if (file_exists(f->config)) return peft_read(path, model, out, err);
+    if (file_exists(f->gguf)) return gguf_adapter_read(f->gguf, model, out, err);
+    if (file_exists(f->checkpoints))
+        return error_set(err, STATUS_NOINPUT, "%s: this run has not written its adapter yet; name a folder %s/step-...",
+                         path, f->checkpoints);
+    return error_set(err, STATUS_NOINPUT, "%s: has neither adapter_config.json nor adapter.gguf", path);
+}
+
+static int read_folder(const char *path, const struct model *model, struct adapter *out, struct error *err) {
+    struct pool pool = {0};
+    struct folder f = {.config = pool_printf(&pool, "%s/adapter_config.json", path),
+                       .peft = pool_printf(&pool, "%s/adapter_model.safetensors", path),
+                       .mlx = pool_printf(&pool, "%s/adapters.safetensors", path),
+                       .gguf = pool_printf(&pool, "%s/adapter.gguf", path),
+                       .checkpoints = pool_printf(&pool, "%s/checkpoints", path)};
+    bool complete = f.config && f.peft && f.mlx && f.gguf && f.checkpoints;
+    int status = complete ? read_known(path, &f, model, out, err) : error_memory(err, "file names", strlen(path));
+    pool_free(&pool);
+    return status;
+}
+
+int adapter_read(const char *path, const struct model *model, struct adapter *out, struct error *err) {
+    *out = (struct adapter){0};
+    if (file_is_folder(path)) return read_folder(path, model, out, err);
+    struct mapped_file file;
+    if (file_map(path, &file, err)) return -1;
+    bool gguf = file.size >= 4 && memcmp(file.data, "GGUF", 4) == 0;
+    file_unmap(&file);
+    if (gguf) return gguf_adapter_read(path, model, out, err);
+    return error_set(
+        err, STATUS_DATA,
+        "%s: is no GGUF file; name the folder that holds adapter_config.json and adapter_model.safetensors", path);
+}

@@ -1,0 +1,66 @@
+// An adapter in host memory: what is read from and written to files. Rows of B are in the order of the base file
+// (module_file_row); the file writers and readers convert to their own order.
+#pragma once
+
+#include "model/model.h"
+
+struct adapter_module {
+    const struct module *module; // borrowed from the model
+    int r;
+    float alpha; // as in the config (scale = alpha / r, or alpha / sqrt(r))
+    float *a;    // (r, in)
+    float *b;    // (out, r), base file's row order
+};
+
+struct adapter {
+    const struct model *model; // borrowed; what it sits on
+    int r;                     // of most modules; a module's own stand in its row
+    float alpha, dropout;
+    bool rslora;
+    struct adapter_module *modules; // ordered by module id
+    int n_modules;
+    const char *base_name; // base_model_name_or_path
+    struct pool pool;      // owns arrays and strings
+};
+
+static inline float adapter_scale(const struct adapter *adapter, const struct adapter_module *m) {
+    return m->alpha / (adapter->rslora ? __builtin_sqrtf((float)m->r) : (float)m->r);
+}
+// An adapter with zeroed matrices for `ids` (ascending module ids), all of rank r.
+int adapter_new(const struct model *model, const int *ids, int n, int r, float alpha, float dropout, bool rslora,
+                struct adapter *out, struct error *err);
+void adapter_free(struct adapter *adapter); // zeroed struct is a no-op
+
+// Building one module by module: room for `n`, then each in ascending order of id with its own rank, zeroed. Sets no
+// r, alpha, base_name. Errors: 65 rank outside of 1 .. ADAPTER_MAX_RANK, alpha 0 or not finite.
+enum { ADAPTER_MAX_RANK = 1024 };
+int adapter_begin(const struct model *model, int n, struct adapter *out, struct error *err);
+int adapter_add(struct adapter *adapter, const struct module *module, int r, float alpha, struct error *err);
+
+// --- PEFT folder (formats.md 6): adapter_config.json + adapter_model.safetensors, F32, HF row order. Made when
+// missing; each file is replaced whole, the tensors first, and read back before it gets its name.
+int peft_write(const char *folder, const struct adapter *adapter, struct error *err);
+// Reads and checks against the model: peft_type, unknown modules, missing halves, shapes, non-finite values. Refuses
+// by name what would change the result: DoRA, modules_to_save, biases, token rows, patterns are honoured or refused.
+int peft_read(const char *folder, const struct model *model, struct adapter *out, struct error *err);
+// The same for bytes; `name` stands for the folder in messages.
+int peft_parse(const char *name, const struct text *config, const uint8_t *tensors, size_t length,
+               const struct model *model, struct adapter *out, struct error *err);
+// Tensor key of a module's half as PEFT spells it, e.g.
+// "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".
+char *peft_key(struct pool *pool, const struct module *module, bool b);
+
+// --- llama.cpp adapter (formats.md 7), F32 tensors, GGUF row order. The file has one alpha: where modules' scales
+// differ, B carries the difference.
+int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err);
+int gguf_adapter_read(const char *path, const struct model *model, struct adapter *out, struct error *err);
+int gguf_adapter_parse(const char *name, const uint8_t *bytes, size_t length, const struct model *model,
+                       struct adapter *out, struct error *err);
+
+// --- MLX folder (formats.md 8.6): adapters.safetensors + adapter_config.json. One rank and one scale: smaller ranks
+// are filled up with zeros, B carries differing scales.
+int mlx_write(const char *folder, const struct adapter *adapter, struct error *err);
+
+// Reads whatever is at `path`: a PEFT folder, a run folder, a checkpoint folder or an adapter.gguf. 66 when there is
+// nothing, 65 when it is something else, naming it.
+int adapter_read(const char *path, const struct model *model, struct adapter *out, struct error *err);

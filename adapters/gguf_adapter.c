@@ -1,0 +1,253 @@
+// llama.cpp's adapter file: see adapter.h, formats.md 7. llama.cpp computes W x + (alpha / r) B (A x) with r of each
+// tensor and one alpha for the file; it knows no rsLoRA, so that alpha is alpha * sqrt(r) there.
+#include "adapters/output.h"
+
+#include "adapters/adapter.h"
+#include "model/gguf_write.h"
+
+#include <math.h>
+#include <string.h>
+
+static const char HUB[] = "https://huggingface.co/";
+
+// --- Writing
+
+// The alpha that gives this rank our scale in llama.cpp.
+static float file_alpha(const struct adapter *adapter, int r, float alpha) {
+    return adapter->rslora ? (float)((double)alpha * sqrt((double)r)) : alpha;
+}
+
+struct scaled_b {
+    const struct adapter_module *m;
+    float factor;
+};
+
+static int write_scaled_b(void *context, struct file_writer *out, struct error *err) {
+    const struct scaled_b *s = context;
+    float part[1024];
+    int64_t count = s->m->module->out * s->m->r;
+    for (int64_t begin = 0; begin < count;) {
+        int64_t n = count - begin < (int64_t)COUNT_OF(part) ? count - begin : (int64_t)COUNT_OF(part);
+        for (int64_t i = 0; i < n; i++) part[i] = s->m->b[begin + i] * s->factor;
+        if (file_write(out, part, (size_t)n * sizeof *part, err)) return -1;
+        begin += n;
+    }
+    return 0;
+}
+
+static void put_base(struct gguf_writer *w, struct pool *pool, const char *name) {
+    if (!name) return;
+    const char *slash = strchr(name, '/');
+    bool on_hub = slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
+    gguf_put_u32(w, "general.base_model.count", 1);
+    if (!on_hub) {
+        gguf_put_string(w, "general.base_model.0.name", name);
+        return;
+    }
+    const char *url = pool_printf(pool, "%s%s", HUB, name);
+    if (url)
+        gguf_put_string(w, "general.base_model.0.repo_url", url);
+    else
+        w->failed = true;
+}
+
+static void put_module(struct gguf_writer *w, struct pool *pool, const struct adapter *adapter,
+                       const struct adapter_module *m, float alpha) {
+    int64_t a_ne[2] = {m->module->in, m->r}, b_ne[2] = {m->r, m->module->out};
+    int f32 = quant_format(QUANT_F32)->ggml_type;
+    const char *a = pool_printf(pool, "%s.lora_a", m->module->gguf_name);
+    const char *b = pool_printf(pool, "%s.lora_b", m->module->gguf_name);
+    struct scaled_b *scaled = pool_alloc(pool, sizeof *scaled);
+    if (!a || !b || !scaled) {
+        w->failed = true;
+        return;
+    }
+    *scaled = (struct scaled_b){.m = m, .factor = file_alpha(adapter, m->r, m->alpha) / alpha};
+    gguf_put_tensor(w, a, f32, 2, a_ne, m->a);
+    if (scaled->factor == 1)
+        gguf_put_tensor(w, b, f32, 2, b_ne, m->b);
+    else
+        gguf_put_tensor_later(w, b, f32, 2, b_ne, write_scaled_b, scaled);
+}
+
+int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err) {
+    struct gguf_writer w = {0};
+    struct pool pool = {0};
+    struct output out = {0};
+    float alpha = file_alpha(adapter, adapter->r, adapter->alpha);
+    if (adapter->n_modules < 1) return error_set(err, STATUS_INTERNAL, "%s: an adapter of no modules", path);
+    gguf_put_string(&w, "general.type", "adapter");
+    gguf_put_string(&w, "general.architecture", adapter->model->arch.family);
+    put_base(&w, &pool, adapter->base_name);
+    gguf_put_string(&w, "adapter.type", "lora");
+    gguf_put_f32(&w, "adapter.lora.alpha", alpha);
+    for (int i = 0; i < adapter->n_modules; i++) put_module(&w, &pool, adapter, &adapter->modules[i], alpha);
+    int status = output_open(path, &out, err);
+    if (status == 0) status = gguf_write(&w, &out.file, err);
+    if (status == 0)
+        status = output_commit(&out, err);
+    else
+        output_abandon(&out);
+    gguf_writer_free(&w);
+    pool_free(&pool);
+    return status;
+}
+
+// --- Reading
+
+struct gguf_reader {
+    const struct gguf *file;
+    const struct model *model;
+    const struct gguf_tensor *(*halves)[2]; // per module id
+    float alpha;                            // 0 = the scale is 1, whatever the rank
+    const char *base_name;                  // NULL when absent
+    struct error *err;
+};
+
+static int expect(struct gguf_reader *r, struct pool *pool, const char *key, const char *value, const char *advice) {
+    const char *text = NULL;
+    int found = gguf_get_text(r->file, key, pool, &text, r->err);
+    if (found < 0) return -1;
+    if (found && strcmp(text, value) == 0) return 0;
+    return error_set(r->err, STATUS_DATA, "%s: %s is '%.60s', expected '%s': %s", r->file->name, key, found ? text : "",
+                     value, advice);
+}
+
+static int read_keys(struct gguf_reader *r, struct pool *pool) {
+    if (expect(r, pool, "general.type", "adapter", "this is no adapter file") ||
+        expect(r, pool, "adapter.type", "lora", "only LoRA can be read") ||
+        expect(r, pool, "general.architecture", r->model->arch.family, "the adapter was made for another base"))
+        return -1;
+    if (gguf_find(r->file, "adapter.alora.invocation_tokens"))
+        return error_set(r->err, STATUS_DATA, "%s: activated LoRA cannot be computed by this version", r->file->name);
+    const struct gguf_kv *kv = gguf_find(r->file, "adapter.lora.alpha");
+    if (kv && kv->type != GGUF_F32)
+        return error_set(r->err, STATUS_DATA, "%s: adapter.lora.alpha is %s, loaders require f32", r->file->name,
+                         gguf_type_name(kv->type));
+    double alpha = 0;
+    if (gguf_get_float(r->file, "adapter.lora.alpha", &alpha, r->err) < 0) return -1;
+    r->alpha = (float)alpha;
+    if (gguf_get_text(r->file, "general.base_model.0.name", pool, &r->base_name, r->err) < 0 ||
+        gguf_get_text(r->file, "general.base_model.0.repo_url", pool, &r->base_name, r->err) < 0)
+        return -1;
+    if (r->base_name && strncmp(r->base_name, HUB, sizeof HUB - 1) == 0) r->base_name += sizeof HUB - 1;
+    return 0;
+}
+
+static bool ends_with(const char *name, size_t length, const char *ending) {
+    size_t n = strlen(ending);
+    return length >= n && memcmp(name + length - n, ending, n) == 0;
+}
+
+static int sort_tensors(struct gguf_reader *r) {
+    for (size_t i = 0; i < r->file->n_tensors; i++) {
+        const struct gguf_tensor *t = &r->file->tensors[i];
+        size_t length = strlen(t->name), stem = length - (sizeof ".lora_a" - 1);
+        int half = ends_with(t->name, length, ".lora_a") ? 0 : ends_with(t->name, length, ".lora_b") ? 1 : -1;
+        const struct module *m = NULL;
+        if (half < 0 && ends_with(t->name, length, "_norm.weight")) continue; // as llama.cpp does
+        for (int k = 0; k < r->model->n_modules && half >= 0 && !m; k++) {
+            const char *name = r->model->modules[k].gguf_name;
+            if (strlen(name) == stem && memcmp(name, t->name, stem) == 0) m = &r->model->modules[k];
+        }
+        if (!m)
+            return error_set(r->err, STATUS_DATA, "%s: tensor '%s': %s", r->file->name, t->name,
+                             half < 0 ? "its name does not end in .lora_a or .lora_b"
+                                      : "the base has no linear of this name that can be adapted");
+        r->halves[m->id][half] = t;
+    }
+    return 0;
+}
+
+static int check_pair(struct gguf_reader *r, const struct module *m) {
+    const struct gguf_tensor *a = r->halves[m->id][0], *b = r->halves[m->id][1];
+    if (!a || !b)
+        return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->file->name, m->gguf_name,
+                         a ? "lora_a" : "lora_b", a ? "lora_b" : "lora_a");
+    bool flat = a->ne[2] == 1 && a->ne[3] == 1 && b->ne[2] == 1 && b->ne[3] == 1;
+    if (!flat || a->ne[0] != m->in || b->ne[1] != m->out || a->ne[1] != b->ne[0])
+        return error_set(r->err, STATUS_DATA,
+                         "%s: '%s' has lora_a {%lld, %lld} and lora_b {%lld, %lld}, expected {%lld, r} and {r, %lld}",
+                         r->file->name, m->gguf_name, (long long)a->ne[0], (long long)a->ne[1], (long long)b->ne[0],
+                         (long long)b->ne[1], (long long)m->in, (long long)m->out);
+    if (a->ne[1] > ADAPTER_MAX_RANK)
+        return error_set(r->err, STATUS_DATA, "%s: '%s' has rank %lld, the limit is %d", r->file->name, m->gguf_name,
+                         (long long)a->ne[1], ADAPTER_MAX_RANK);
+    return 0;
+}
+
+static int copy_tensor(struct gguf_reader *r, const struct gguf_tensor *t, float *out) {
+    const struct quant_format *f = quant_by_ggml_type(t->ggml_type);
+    if (!f || (f->id != QUANT_F32 && f->id != QUANT_F16 && f->id != QUANT_BF16 && f->id != QUANT_Q8_0))
+        return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %s; F32, F16, BF16 and Q8_0 can be read",
+                         r->file->name, t->name, quant_ggml_type_name(t->ggml_type));
+    size_t row_bytes = quant_row_bytes(f, t->ne[0]);
+    for (int64_t row = 0; row < t->ne[1]; row++) {
+        float *values = out + row * t->ne[0];
+        f->decode(t->data + (size_t)row * row_bytes, values, t->ne[0]);
+        for (int64_t i = 0; i < t->ne[0]; i++)
+            if (!isfinite(values[i]))
+                return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %g at [%lld, %lld]; the adapter is damaged",
+                                 r->file->name, t->name, (double)values[i], (long long)row, (long long)i);
+    }
+    return 0;
+}
+
+static int read_modules(struct gguf_reader *r, struct adapter *out) {
+    int count = 0;
+    for (int i = 0; i < r->model->n_modules; i++) {
+        if (!r->halves[i][0] && !r->halves[i][1]) continue;
+        if (check_pair(r, &r->model->modules[i])) return -1;
+        count++;
+    }
+    if (count == 0) return error_set(r->err, STATUS_DATA, "%s: has no adapter tensors", r->file->name);
+    int status = adapter_begin(r->model, count, out, r->err);
+    for (int i = 0; i < r->model->n_modules && status == 0; i++) {
+        const struct gguf_tensor *a = r->halves[i][0], *b = r->halves[i][1];
+        if (!a) continue;
+        float alpha = r->alpha != 0 ? r->alpha : (float)a->ne[1];
+        status = adapter_add(out, &r->model->modules[i], (int)a->ne[1], alpha, r->err);
+        if (status) break;
+        struct adapter_module *m = &out->modules[out->n_modules - 1];
+        if (copy_tensor(r, a, m->a) || copy_tensor(r, b, m->b)) status = -1;
+    }
+    if (status == 0) {
+        out->r = out->modules[0].r;
+        out->alpha = out->modules[0].alpha;
+        out->base_name = r->base_name ? pool_strdup(&out->pool, r->base_name) : NULL;
+        if (r->base_name && !out->base_name) status = error_memory(r->err, "the base's name", strlen(r->base_name));
+    }
+    return status;
+}
+
+static int take(const struct gguf *file, const struct model *model, struct adapter *out, struct error *err) {
+    struct pool pool = {0};
+    struct gguf_reader r = {.file = file, .model = model, .err = err};
+    r.halves = pool_array(&pool, (uint64_t)model->n_modules, sizeof *r.halves);
+    int status = r.halves ? 0 : error_memory(err, "the tensor table", (size_t)model->n_modules * sizeof *r.halves);
+    if (status == 0) status = read_keys(&r, &pool);
+    if (status == 0) status = sort_tensors(&r);
+    if (status == 0) status = read_modules(&r, out);
+    if (status) adapter_free(out);
+    pool_free(&pool);
+    return status;
+}
+
+int gguf_adapter_parse(const char *name, const uint8_t *bytes, size_t length, const struct model *model,
+                       struct adapter *out, struct error *err) {
+    *out = (struct adapter){0};
+    struct gguf file;
+    if (gguf_parse(bytes, length, name, &file, err)) return -1;
+    int status = take(&file, model, out, err);
+    gguf_close(&file);
+    return status;
+}
+
+int gguf_adapter_read(const char *path, const struct model *model, struct adapter *out, struct error *err) {
+    *out = (struct adapter){0};
+    struct gguf file;
+    if (gguf_open(path, &file, err)) return -1;
+    int status = take(&file, model, out, err);
+    gguf_close(&file);
+    return status;
+}

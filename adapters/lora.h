@@ -1,0 +1,35 @@
+// A LoRA adapter on the device: one flat vector of parameters (A then B, module after module), bound to the decoder's
+// slots under an adapter number; when trained, with gradients and AdamW moments of the same layout.
+#pragma once
+
+#include "adapters/adapter.h"
+#include "model/decoder.h"
+
+enum lora_init {
+    LORA_INIT_KAIMING,  // PEFT's default: A uniform in +-1/sqrt(in), B zero
+    LORA_INIT_GAUSSIAN, // A normal with deviation 1/r, B zero
+    LORA_INIT_RANDOM,   // both uniform in +-1/sqrt(columns): the adapter acts from the start
+};
+
+struct lora {
+    struct decoder *decoder; // borrowed
+    struct adapter *adapter; // borrowed: host copy, shapes and names
+    int number;              // in the decoder's slots
+    int64_t n_params;
+    struct tensor params; // (1, n) f32
+    struct tensor grads;  // (1, n) f32: of the running micro-batch; DTYPE_NONE when not trained
+    struct tensor sum;    // (1, n) f32: over micro-batches; the same tensor as grads when steps are not accumulated
+    struct tensor m, v;   // (1, n) f32
+};
+
+// Fills the host copy at random, keyed by seed, module, row, element.
+void lora_initialise(struct adapter *adapter, enum lora_init kind, uint64_t seed);
+// Makes the device buffers and binds the slots. `accumulate`: gradients of micro-batches are summed in a second buffer.
+// Like decoder_open: once while recording, once more after device_start.
+int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bool trained, bool accumulate,
+                struct lora *out, struct error *err);
+void lora_detach(struct lora *lora);                     // unbinds the slots; buffers belong to the plan
+int lora_upload(struct lora *lora, struct error *err);   // host -> device
+int lora_download(struct lora *lora, struct error *err); // device -> host
+// Offset of a module's A or B in the flat vector.
+int64_t lora_offset(const struct lora *lora, int index, bool b);

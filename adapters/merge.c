@@ -1,0 +1,130 @@
+// See merge.h.
+#include "adapters/merge.h"
+
+#include "adapters/output.h"
+#include "model/gguf_write.h"
+
+#include <math.h>
+#include <string.h>
+
+struct merged { // one adapted linear
+    const struct adapter_module *m;
+    const struct quant_format *format;
+    float scale;
+};
+
+// One row of the base plus scale * (row of B) A.
+static void merge_row(const struct merged *merged, int64_t row, float *out) {
+    const struct adapter_module *m = merged->m;
+    const struct weight *w = m->module->w;
+    w->format->decode(w->data + (size_t)row * quant_row_bytes(w->format, w->cols), out, w->cols);
+    for (int k = 0; k < m->r; k++) {
+        float factor = merged->scale * m->b[row * m->r + k];
+        const float *a = m->a + (int64_t)k * w->cols;
+        for (int64_t i = 0; i < w->cols; i++) out[i] += factor * a[i];
+    }
+}
+
+static bool fits(const struct quant_format *format, const float *values, int64_t count) {
+    float largest = format->id == QUANT_F16 ? 65504 : format->id == QUANT_Q8_0 ? 127 * 65504.0f : 3.38e38f;
+    for (int64_t i = 0; i < count; i++)
+        if (!(fabsf(values[i]) <= largest)) return false; // also NaN
+    return true;
+}
+
+static int write_rows(void *context, struct file_writer *out, struct error *err) {
+    const struct merged *merged = context;
+    const struct weight *w = merged->m->module->w;
+    size_t row_bytes = quant_row_bytes(merged->format, w->cols);
+    float *values = mem_alloc((size_t)w->cols * sizeof *values);
+    uint8_t *packed = mem_alloc(row_bytes);
+    int status = values && packed ? 0 : error_memory(err, "a row of a merged weight", row_bytes);
+    for (int64_t row = 0; row < w->rows && status == 0; row++) {
+        merge_row(merged, row, values);
+        if (!fits(merged->format, values, w->cols)) {
+            status =
+                error_set(err, STATUS_DATA, "%s: row %lld of the merged weight does not fit %s; use --type bf16 or f32",
+                          w->name, (long long)row, merged->format->name);
+            break;
+        }
+        merged->format->encode(values, packed, w->cols);
+        status = file_write(out, packed, row_bytes, err);
+    }
+    mem_free(values);
+    mem_free(packed);
+    return status;
+}
+
+static const struct adapter_module *find(const struct adapter *adapter, const char *tensor) {
+    for (int i = 0; i < adapter->n_modules; i++)
+        if (strcmp(adapter->modules[i].module->gguf_name, tensor) == 0) return &adapter->modules[i];
+    return NULL;
+}
+
+// Collects everything the file will hold; *bytes is about its size.
+static int plan_file(const struct adapter *adapter, const struct quant_format *format, struct gguf_writer *w,
+                     struct pool *pool, uint64_t *bytes, struct error *err) {
+    const struct gguf *base = adapter->model->gguf;
+    int found = 0;
+    *bytes = base->data_start;
+    for (size_t i = 0; i < base->n_kv; i++)
+        if (strcmp(base->kv[i].key, "general.alignment") != 0) gguf_put_kv(w, &base->kv[i]);
+    for (size_t i = 0; i < base->n_tensors; i++) {
+        const struct gguf_tensor *t = &base->tensors[i];
+        const struct adapter_module *m = find(adapter, t->name);
+        if (!m) {
+            gguf_put_tensor(w, t->name, t->ggml_type, t->n_dims, t->ne, t->data);
+            *bytes += t->bytes + 32;
+            continue;
+        }
+        if (t->ne[0] % format->block != 0)
+            return error_set(err, STATUS_DATA, "%s: rows of %lld cannot be stored as %s; use --type f16", t->name,
+                             (long long)t->ne[0], format->name);
+        struct merged *merged = pool_alloc(pool, sizeof *merged);
+        if (!merged) return error_memory(err, "the list of merged weights", sizeof *merged);
+        *merged = (struct merged){.m = m, .format = format, .scale = adapter_scale(adapter, m)};
+        gguf_put_tensor_later(w, t->name, format->ggml_type, t->n_dims, t->ne, write_rows, merged);
+        *bytes += (uint64_t)t->ne[1] * quant_row_bytes(format, t->ne[0]) + 32;
+        found++;
+    }
+    if (found == adapter->n_modules) return 0;
+    return error_set(err, STATUS_INTERNAL, "%s: %d of %d adapted linears are tensors of the file", adapter->model->path,
+                     found, adapter->n_modules);
+}
+
+static int check_space(const struct output *out, uint64_t bytes, struct error *err) {
+    uint64_t available;
+    if (file_free_bytes(out->folder, &available, err)) return -1;
+    if (available >= bytes) return 0;
+    return error_set(err, STATUS_IO, "%s: needs %.1f MiB, %.1f MiB are free; nothing was written", out->path,
+                     (double)bytes / 1048576, (double)available / 1048576);
+}
+
+static int write_file(const char *path, struct gguf_writer *w, uint64_t bytes, struct error *err) {
+    struct output out;
+    struct gguf again;
+    if (output_open(path, &out, err)) return -1;
+    int status = check_space(&out, bytes, err);
+    if (status == 0) status = gguf_write(w, &out.file, err);
+    if (status == 0) status = output_close(&out, err);
+    if (status == 0 && (status = gguf_open(out.temporary, &again, err)) == 0) gguf_close(&again);
+    if (status == 0) return output_commit(&out, err);
+    output_abandon(&out);
+    return -1;
+}
+
+int merge_write(const char *path, const struct adapter *adapter, enum quant type, struct error *err) {
+    const struct quant_format *format = quant_format(type);
+    if (type != QUANT_F16 && type != QUANT_F32 && type != QUANT_BF16 && type != QUANT_Q8_0)
+        return error_set(err, STATUS_USAGE, "merged weights can be f16, f32, bf16 or q8_0, not %s", format->name);
+    if (file_exists(path))
+        return error_set(err, STATUS_CANTCREATE, "%s: exists; remove it or choose another name", path);
+    struct gguf_writer w = {0};
+    struct pool pool = {0};
+    uint64_t bytes;
+    int status = plan_file(adapter, format, &w, &pool, &bytes, err);
+    if (status == 0) status = write_file(path, &w, bytes, err);
+    gguf_writer_free(&w);
+    pool_free(&pool);
+    return status;
+}

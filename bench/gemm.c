@@ -1,0 +1,293 @@
+// What the packed GEMM reaches: the peak of fused multiply-adds, decoding rates, products of SmolLM2-135M's shapes, and
+// the speed of one generated token. Rates are the best of several repeats, medians in brackets where they matter.
+//   build/bench/gemm [peak|decode|product|token] [threads]
+#include "kernels/alloc.h"
+#include "kernels/clock.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/isa.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct set {
+    const char *name;
+    const struct gemm_isa *gemm;
+};
+
+static int sets(struct set out[3]) { // the fastest first
+    int n = 0;
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+        out[n++] = (struct set){"avx512", &gemm_isa_avx512};
+    if (avx2) out[n++] = (struct set){"avx2", &gemm_isa_avx2};
+#endif
+    if (n == 0) out[n++] = (struct set){"c", &gemm_isa_c};
+    return n;
+}
+
+// Registers are named and the loop is assembler: left to the compiler, the accumulators may end up in memory.
+#if defined(__x86_64__)
+static double peak(bool wide) {
+    double best = 0;
+    for (int repeat = 0; repeat < 60; repeat++) {
+        long n = 100000;
+        double start = clock_now();
+#define FMA12(r)                                                                                                       \
+    "vfmadd231ps %%" r "14,%%" r "15,%%" r "0\n vfmadd231ps %%" r "14,%%" r "15,%%" r "1\n"                            \
+    "vfmadd231ps %%" r "14,%%" r "15,%%" r "2\n vfmadd231ps %%" r "14,%%" r "15,%%" r "3\n"                            \
+    "vfmadd231ps %%" r "14,%%" r "15,%%" r "4\n vfmadd231ps %%" r "14,%%" r "15,%%" r "5\n"                            \
+    "vfmadd231ps %%" r "14,%%" r "15,%%" r "6\n vfmadd231ps %%" r "14,%%" r "15,%%" r "7\n"                            \
+    "vfmadd231ps %%" r "14,%%" r "15,%%" r "8\n vfmadd231ps %%" r "14,%%" r "15,%%" r "9\n"                            \
+    "vfmadd231ps %%" r "14,%%" r "15,%%" r "10\n vfmadd231ps %%" r "14,%%" r "15,%%" r "11\n"
+#define CLOBBER "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "cc"
+        if (wide)
+            __asm__ volatile("1:\n" FMA12("zmm") "dec %0\n jnz 1b\n" : "+r"(n) : : CLOBBER);
+        else
+            __asm__ volatile("1:\n" FMA12("ymm") "dec %0\n jnz 1b\n" : "+r"(n) : : CLOBBER);
+        double rate = 100000.0 * 12 * (wide ? 32 : 16) / (clock_now() - start) * 1e-9;
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+#else
+static double peak(bool wide) {
+    (void)wide;
+    return 0;
+}
+#endif
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+struct timing {
+    double best, median; // seconds
+};
+// Repeats `run` for about 0.15 s, at least 5 times.
+static struct timing measure(void (*run)(void *), void *context) {
+    enum { MOST = 400 };
+    double seconds[MOST], begin = clock_now();
+    int n = 0;
+    run(context);
+    while (n < MOST && (n < 5 || clock_now() - begin < 0.15)) {
+        double start = clock_now();
+        run(context);
+        seconds[n++] = clock_now() - start;
+    }
+    qsort(seconds, (size_t)n, sizeof *seconds, by_value);
+    return (struct timing){seconds[0], seconds[n / 2]};
+}
+
+// Packed bytes with tame scales: 0.001 wherever a binary16 might be read as one. Values do not change the speed unless
+// they are NaN or denormal.
+static uint8_t *packed(const struct quant_format *f, int64_t rows, int64_t cols) {
+    size_t bytes = (size_t)rows * quant_row_bytes(f, cols), blocks = bytes / (size_t)f->block_bytes;
+    uint8_t *data = mem_alloc(bytes);
+    uint16_t half = f16_from_float(0.001f);
+    float one = 0.01f;
+    for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)(i * 2654435761u >> 13);
+    for (size_t b = 0; b < blocks; b++) {
+        uint8_t *at = data + b * (size_t)f->block_bytes;
+        if (f->id == QUANT_F32)
+            memcpy(at, &one, 4);
+        else if (f->id == QUANT_Q6_K)
+            memcpy(at + 208, &half, 2);
+        else
+            memcpy(at, &half, 2);
+        if (f->id == QUANT_Q4_1 || f->id == QUANT_Q5_1 || f->id == QUANT_Q4_K) memcpy(at + 2, &half, 2);
+    }
+    return data;
+}
+
+struct product {
+    struct threads *threads;
+    const struct gemm_isa *isa;
+    struct gemm_job job;
+    struct gemm_term term;
+    struct gemm_source source;
+    void *workspace;
+};
+static void run_product(void *context) {
+    struct product *p = context;
+    p->job.terms = &p->term, p->term.sources = &p->source;
+    gemm_run(p->threads, p->isa, &p->job, 1, p->workspace);
+}
+
+struct buffers {
+    float *x, *c;
+    uint16_t *xb;
+};
+
+static struct timing time_product(const struct set *set, struct threads *threads, const struct buffers *b,
+                                  const uint8_t *w, enum quant format, int64_t m, int64_t rows, int64_t cols,
+                                  bool forward, bool bf16) {
+    int64_t n = forward ? rows : cols, k = forward ? cols : rows;
+    struct product p = {.threads = threads, .isa = set->gemm};
+    p.source = (struct gemm_source){format, w, quant_row_bytes(quant_format(format), cols), n};
+    p.term = (struct gemm_term){.x = bf16 ? (void *)b->xb : (void *)b->x,
+                                .x_bf16 = bf16,
+                                .bf16 = bf16,
+                                .lanes_are_rows = forward,
+                                .x_row = k,
+                                .x_k = 1,
+                                .k = k,
+                                .row_end = m,
+                                .n_sources = 1};
+    p.job = (struct gemm_job){.m = m, .n = n, .c = b->c, .ldc = n, .scale = 1, .n_terms = 1};
+    p.workspace = mem_alloc(gemm_workspace_bytes(threads_count(threads)));
+    struct timing t = measure(run_product, &p);
+    mem_free(p.workspace);
+    return t;
+}
+
+static void bench_products(const struct set *set, struct threads *threads, const struct buffers *b, double top,
+                           bool bf16) {
+    static const struct {
+        int64_t rows, cols;
+        enum quant format;
+    } shapes[] = {{576, 576, QUANT_Q4_1},  {192, 576, QUANT_Q4_1},   {1536, 576, QUANT_Q4_1},
+                  {576, 1536, QUANT_Q4_1}, {49152, 576, QUANT_Q8_0}, {576, 576, QUANT_F32}};
+    static const int64_t ms[] = {1, 16, 128, 512, 1024};
+    int n = threads_count(threads);
+    printf(
+        "\n%s, %d thread%s, %s products: GF at M = 1, 16, 128, 512, 1024; share of peak (%.0f GF) at the largest M\n",
+        set->name, n, n > 1 ? "s" : "", bf16 ? "bf16" : "fp32", top * n);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+        uint8_t *w = packed(quant_format(shapes[i].format), shapes[i].rows, shapes[i].cols);
+        for (int forward = 1; forward >= 0; forward--) {
+            printf("%6lld x %4lld %s %s ", (long long)shapes[i].rows, (long long)shapes[i].cols,
+                   quant_format(shapes[i].format)->name, forward ? "fwd" : "dX ");
+            struct timing t = {0};
+            double flops = 0;
+            for (size_t j = 0; j < COUNT_OF(ms); j++) {
+                if (shapes[i].rows > 10000 && ms[j] > 512) continue;
+                t = time_product(set, threads, b, w, shapes[i].format, ms[j], shapes[i].rows, shapes[i].cols, forward,
+                                 bf16);
+                flops = 2.0 * (double)(ms[j] * shapes[i].rows * shapes[i].cols) * 1e-9;
+                printf("%7.1f", flops / t.best);
+            }
+            printf("  (median %6.1f)  %.1f %%\n", flops / t.median, 100 * flops / t.best / top / n);
+        }
+        mem_free(w);
+    }
+}
+
+struct decode {
+    const struct gemm_decoder *d;
+    const uint8_t *data;
+    size_t stride;
+    float *panel;
+    int64_t rows, cols, cut;
+    bool forward;
+};
+static void run_decode(void *context) {
+    struct decode *d = context;
+    if (d->forward) {
+        for (int64_t r = 0; r < d->rows; r += GEMM_COLS) {
+            for (int64_t k = 0; k < d->cols; k += d->cut) {
+                int64_t n = d->cols - k < d->cut ? d->cols - k : d->cut;
+                d->d->rows(d->panel, d->data + (size_t)r * d->stride, d->stride, k, n, GEMM_COLS);
+            }
+        }
+    } else {
+        for (int64_t c = 0; c < d->cols; c += GEMM_COLS) {
+            for (int64_t k = 0; k < d->rows; k += d->cut) {
+                int64_t n = d->rows - k < d->cut ? d->rows - k : d->cut;
+                d->d->cols(d->panel, d->data + (size_t)k * d->stride, d->stride, n, c, GEMM_COLS);
+            }
+        }
+    }
+}
+static void bench_decode(const struct set *set) {
+    enum { ROWS = 576, COLS = 768 };
+    float *panel = mem_alloc(COLS * GEMM_COLS * sizeof *panel);
+    printf("\n%s, decoding into fp32 panels, G weights/s per core: forward panels of %d, of 128; dX panels of %d, of "
+           "128\n",
+           set->name, COLS, ROWS);
+    for (int f = 0; f < QUANT_COUNT; f++) {
+        const struct quant_format *format = quant_format((enum quant)f);
+        uint8_t *data = packed(format, ROWS, COLS);
+        printf("%6s", format->name);
+        for (int i = 0; i < 4; i++) {
+            struct decode d = {
+                &set->gemm->decoders[f],           data, quant_row_bytes(format, COLS), panel, ROWS, COLS,
+                i % 2 ? 128 : i < 2 ? COLS : ROWS, i < 2};
+            printf("%7.1f", ROWS * COLS / measure(run_decode, &d).best * 1e-9);
+        }
+        printf("\n");
+        mem_free(data);
+    }
+    mem_free(panel);
+}
+
+// Generation: all linears of SmolLM2-135M and its head, one row, weights from cold memory.
+struct token {
+    struct product p;
+    uint8_t *layer[30], *head;
+};
+static void run_token(void *context) {
+    struct token *t = context;
+    static const struct {
+        int64_t rows, cols;
+    } shapes[] = {{576, 576}, {192, 576}, {192, 576}, {576, 576}, {1536, 576}, {1536, 576}, {576, 1536}};
+    for (int l = 0; l <= 30; l++) {
+        const uint8_t *w = l < 30 ? t->layer[l] : t->head;
+        for (int i = 0; i < (l < 30 ? 7 : 1); i++) {
+            int64_t rows = l < 30 ? shapes[i].rows : 49152, cols = l < 30 ? shapes[i].cols : 576;
+            enum quant format = l < 30 ? QUANT_Q4_1 : QUANT_Q8_0;
+            t->p.source = (struct gemm_source){format, w, quant_row_bytes(quant_format(format), cols), rows};
+            t->p.term.x_row = t->p.term.k = cols;
+            t->p.job.n = t->p.job.ldc = rows;
+            run_product(&t->p);
+            w += (size_t)rows * t->p.source.stride;
+        }
+    }
+}
+static void bench_token(const struct set *set, struct threads *threads, const struct buffers *b) {
+    struct token t = {.p = {.threads = threads, .isa = set->gemm}};
+    for (int l = 0; l < 30; l++) t.layer[l] = packed(quant_format(QUANT_Q4_1), 2 * 576 + 2 * 192 + 3 * 1536, 576);
+    t.head = packed(quant_format(QUANT_Q8_0), 49152, 576);
+    t.p.term = (struct gemm_term){.x = b->x, .lanes_are_rows = true, .x_k = 1, .row_end = 1, .n_sources = 1};
+    t.p.job = (struct gemm_job){.m = 1, .c = b->c, .scale = 1, .n_terms = 1};
+    t.p.workspace = mem_alloc(gemm_workspace_bytes(threads_count(threads)));
+    struct timing m = measure(run_token, &t);
+    double weights = 30.0 * (2 * 576 + 2 * 192 + 3 * 1536) * 576 + 49152.0 * 576;
+    printf("%s, %d threads: linears and head of one token %.2f ms (median %.2f): %.0f tokens/s, %.1f G weights/s\n",
+           set->name, threads_count(threads), m.best * 1e3, m.median * 1e3, 1 / m.best, weights / m.best * 1e-9);
+    for (int l = 0; l < 30; l++) mem_free(t.layer[l]);
+    mem_free(t.head), mem_free(t.p.workspace);
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    int most = argc > 2 ? atoi(argv[2]) : 2;
+    struct set set[3];
+    int n = sets(set);
+    struct buffers b = {mem_alloc((size_t)512 * 49152 * 4), mem_alloc((size_t)512 * 49152 * 4),
+                        mem_alloc((size_t)512 * 49152 * 2)};
+    if (!b.x || !b.c || !b.xb) return 1;
+    for (int64_t i = 0; i < (int64_t)512 * 49152; i++)
+        b.x[i] = (float)(i % 17) * 0.05f, b.xb[i] = bf16_from_float(b.x[i]);
+    double tops[3];
+    for (int i = 0; i < n; i++) {
+        tops[i] = peak(strcmp(set[i].name, "avx512") == 0);
+        printf("%s: peak %.1f GF per core\n", set[i].name, tops[i]);
+    }
+    bool all = !*what;
+    for (int i = 0; i < n; i++) {
+        if (all || strcmp(what, "decode") == 0) bench_decode(&set[i]);
+        for (int threads = 1; threads <= most; threads++) {
+            struct threads *pool = threads_open(threads, NULL);
+            if (!pool) return 1;
+            if (all || strcmp(what, "product") == 0) bench_products(&set[i], pool, &b, tops[i], false);
+            if (i == 0 && strcmp(what, "bf16") == 0) bench_products(&set[i], pool, &b, tops[i], true);
+            if (all || strcmp(what, "token") == 0) bench_token(&set[i], pool, &b);
+            threads_close(pool);
+        }
+    }
+    mem_free(b.x), mem_free(b.c), mem_free(b.xb);
+    return 0;
+}

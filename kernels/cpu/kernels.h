@@ -1,0 +1,40 @@
+// The CPU kernels, one pair per op, collected into the backend's table by cpu.c. Each looks at the backend's `isa`: NULL
+// means the reference loops (reference.h), otherwise the fast kernels of that instruction set.
+#pragma once
+
+#include "kernels/cpu/cpu.h"
+
+#define CPU_KERNEL(name)                                                                                          \
+    int cpu_##name##_forward(struct backend *backend, const struct op_call *call, struct error *err);             \
+    int cpu_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
+
+// rows.c: one pass over token rows
+CPU_KERNEL(embed);   // forward only (frozen); backward returns 0 and does nothing
+CPU_KERNEL(norm);
+CPU_KERNEL(add_norm);
+int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err); // y again from s
+CPU_KERNEL(rope);
+CPU_KERNEL(glu);
+CPU_KERNEL(add);
+int cpu_kv_write(struct backend *backend, const struct op_call *call, struct error *err);
+int cpu_fill(struct backend *backend, const struct op_call *call, struct error *err);
+int cpu_copy(struct backend *backend, const struct op_call *call, struct error *err);
+
+// attention.c
+CPU_KERNEL(attention);
+size_t cpu_attention_workspace(const struct op_call *call, bool backward, int threads);
+
+// linear.c (packed GEMM, adapters)
+CPU_KERNEL(linear_group);
+size_t cpu_linear_group_workspace(const struct op_call *call, bool backward, int threads);
+
+// logprob.c (head)
+CPU_KERNEL(token_logprob);
+size_t cpu_token_logprob_workspace(const struct op_call *call, bool backward, int threads);
+int cpu_logits(struct backend *backend, const struct op_call *call, struct error *err);
+size_t cpu_logits_workspace(const struct op_call *call, bool backward, int threads);
+
+// optimizer.c
+int cpu_grad_add(struct backend *backend, const struct op_call *call, struct error *err);
+int cpu_grad_norm(struct backend *backend, const struct op_call *call, struct error *err);
+int cpu_adamw(struct backend *backend, const struct op_call *call, struct error *err);

@@ -1,0 +1,412 @@
+// Ops over token rows: checks what is data (ids, positions, slots), fills the argument block of the row kernel, and
+// gives ranges of rows to the threads. Rows are independent, so bits do not depend on the split.
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/reference.h"
+#include "kernels/random.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { TASK_ELEMENTS = 32768 }; // of one task: tens of microseconds
+
+struct row_job {
+    row_kernel kernel;
+    const void *args;
+    int64_t rows, chunk;
+};
+
+static void row_task(void *context, int64_t i, int thread) {
+    const struct row_job *job = context;
+    int64_t begin = i * job->chunk, end = begin + job->chunk;
+    (void)thread;
+    job->kernel(job->args, begin, end < job->rows ? end : job->rows);
+}
+
+static void run_rows(struct cpu_backend *b, row_kernel kernel, const void *args, int64_t rows, int64_t cols) {
+    int64_t chunk = TASK_ELEMENTS / (cols > 0 ? cols : 1);
+    if (chunk < 1) chunk = 1;
+    struct row_job job = {kernel, args, rows, chunk};
+    threads_run(b->threads, (rows + chunk - 1) / chunk, row_task, &job);
+}
+
+static struct cpu_backend *self(struct backend *backend) {
+    return (struct cpu_backend *)backend;
+}
+
+static struct matrix matrix_of(const struct cpu_backend *b, const struct tensor *t) {
+    return (struct matrix){cpu_at(b, t), t->ld};
+}
+
+static bool same_place(const struct tensor *a, const struct tensor *b) {
+    return tensor_present(a) && tensor_present(b) && a->offset == b->offset;
+}
+
+// --- embedding
+
+enum { EMBED_PIECE = 256 }; // a multiple of every block size
+
+struct embed_args {
+    const struct op_call *call;
+    const struct cpu_backend *b;
+    struct random_key key;
+};
+
+// NEFTune: noise on elements [begin, begin + count) of a token's row.
+static void add_noise(const struct embed_args *a, int64_t t, int64_t begin, int64_t count, float amplitude, float *x) {
+    const struct tensor *keys = &a->call->in[1];
+    const uint32_t *key = (const uint32_t *)cpu_at(a->b, keys) + t * keys->ld;
+    uint32_t bits[4];
+    for (int64_t i = 0; i < count; i++) { // `begin` is a multiple of 4
+        if (i % 4 == 0) random_four(a->key, key[0], key[1], (uint32_t)((begin + i) / 4), bits);
+        x[i] += (2.0f * random_uniform(bits[i % 4]) - 1.0f) * amplitude;
+    }
+}
+
+static void embed_rows(const void *args, int64_t first, int64_t last) {
+    const struct embed_args *a = args;
+    const struct op_call *call = a->call;
+    const struct weight *w = call->p.embed.w;
+    const struct tensor *ids = &call->in[0], *x = &call->out[0], *lengths = &call->p.embed.lengths;
+    size_t row_bytes = quant_row_bytes(w->format, w->cols);
+    float piece[EMBED_PIECE], alpha = call->p.embed.noise_alpha, amplitude = 0;
+    for (int64_t t = first; t < last; t++) {
+        const uint8_t *row = w->data + (size_t)cpu_i32(a->b, ids)[t * ids->ld] * row_bytes;
+        if (alpha != 0) amplitude = alpha / sqrtf((float)cpu_i32(a->b, lengths)[t * lengths->ld] * (float)w->cols);
+        for (int64_t d = 0; d < w->cols; d += EMBED_PIECE) {
+            int64_t count = w->cols - d < EMBED_PIECE ? w->cols - d : EMBED_PIECE;
+            w->format->decode(row + d / w->format->block * w->format->block_bytes, piece, count);
+            for (int64_t i = 0; i < count; i++) piece[i] *= call->p.embed.scale;
+            if (alpha != 0) add_noise(a, t, d, count, amplitude, piece);
+            if (x->dtype == DTYPE_F32) {
+                memcpy(cpu_f32(a->b, x) + t * x->ld + d, piece, (size_t)count * sizeof(float));
+            } else {
+                uint16_t *out = (uint16_t *)cpu_at(a->b, x) + t * x->ld + d;
+                for (int64_t i = 0; i < count; i++) out[i] = bf16_from_float(piece[i]);
+            }
+        }
+    }
+}
+
+int cpu_embed_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    const struct weight *w = call->p.embed.w;
+    const struct tensor *ids = &call->in[0];
+    for (int64_t t = 0; t < ids->rows; t++) {
+        int64_t id = cpu_i32(b, ids)[t * ids->ld];
+        if (id < 0 || id >= w->rows) {
+            return error_set(err, STATUS_INTERNAL, "token id %lld outside the vocabulary of %lld", (long long)id,
+                             (long long)w->rows);
+        }
+    }
+    struct embed_args a = {.call = call, .b = b};
+    const struct step_scalars *scalars = cpu_scalars(b, call);
+    if (scalars) a.key = (struct random_key){scalars->seed, scalars->random_step, (uint32_t)RANDOM_NEFTUNE << 24};
+    run_rows(b, embed_rows, &a, ids->rows, w->cols);
+    return 0;
+}
+
+int cpu_embed_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    (void)backend, (void)call, (void)err; // the table is frozen and ids have no gradient
+    return 0;
+}
+
+// --- norms
+
+size_t cpu_norm_workspace(const struct op_call *call, bool backward, int threads) {
+    (void)backward, (void)threads;
+    return 2 * (size_t)call->p.norm.w->cols * sizeof(float);
+}
+
+// The argument block without its activations; weight and bias are decoded into the workspace.
+static int norm_open(struct cpu_backend *b, const struct op_call *call, struct norm_args *a, struct error *err) {
+    const struct weight *w = call->p.norm.w, *bias = call->p.norm.bias;
+    if (tensor_bytes(&call->workspace) < cpu_norm_workspace(call, false, 1)) {
+        return error_set(err, STATUS_INTERNAL, "workspace too small");
+    }
+    float *values = cpu_f32(b, &call->workspace);
+    *a = (struct norm_args){.dtype = call->in[0].dtype,
+                            .kind = call->p.norm.kind,
+                            .cols = w->cols,
+                            .eps = call->p.norm.eps,
+                            .w = values,
+                            .rstd = matrix_of(b, &call->saved[0]),
+                            .mean = matrix_of(b, &call->saved[1])};
+    w->format->decode(w->data, values, w->cols);
+    if (bias) {
+        a->bias = values + w->cols;
+        bias->format->decode(bias->data, values + w->cols, w->cols);
+    }
+    return 0;
+}
+
+int cpu_norm_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    struct norm_args a;
+    if (!b->isa) return reference_forward(b, call, err);
+    if (norm_open(b, call, &a, err)) return -1;
+    a.x = matrix_of(b, &call->in[0]);
+    a.y = matrix_of(b, &call->out[0]);
+    run_rows(b, b->isa->rows->norm, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_add_norm_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    struct norm_args a;
+    if (!b->isa) return reference_forward(b, call, err);
+    if (norm_open(b, call, &a, err)) return -1;
+    a.x = matrix_of(b, &call->in[0]);
+    a.r = matrix_of(b, &call->in[1]);
+    a.s = matrix_of(b, &call->out[0]);
+    a.y = matrix_of(b, &call->out[1]);
+    run_rows(b, b->isa->rows->norm, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+// Without the saved statistics a backward pass has nothing to stand on.
+static int need_statistics(const struct op_call *call, struct error *err) {
+    bool layer = call->p.norm.kind == NORM_LAYER;
+    if (tensor_present(&call->saved[0]) && (!layer || tensor_present(&call->saved[1]))) return 0;
+    return error_set(err, STATUS_INTERNAL, "statistics were not saved");
+}
+
+int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    struct norm_args a;
+    if (!b->isa) return reference_recompute(b, call, err);
+    if (need_statistics(call, err) || norm_open(b, call, &a, err)) return -1;
+    a.x = matrix_of(b, &call->out[0]);
+    a.y = matrix_of(b, &call->out[1]);
+    run_rows(b, b->isa->rows->norm_again, &a, call->out[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_norm_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    struct norm_args a;
+    if (!b->isa) return reference_backward(b, call, err);
+    if (!tensor_present(&call->grad_in[0])) return 0;
+    if (!tensor_present(&call->grad_out[0])) return error_set(err, STATUS_INTERNAL, "no gradient of y");
+    if (need_statistics(call, err) || norm_open(b, call, &a, err)) return -1;
+    a.x = matrix_of(b, &call->in[0]);
+    a.dy = matrix_of(b, &call->grad_out[0]);
+    a.dx = matrix_of(b, &call->grad_in[0]);
+    a.acc_x = call->acc[0];
+    run_rows(b, b->isa->rows->norm_backward, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+// Stores or adds the gradient of a sum into both of its inputs. An input whose gradient shares the buffer of the
+// output's has it already; two inputs that share one buffer get it once.
+static void pass_gradient(struct cpu_backend *b, const struct op_call *call) {
+    const struct tensor *g = &call->grad_out[0];
+    for (int i = 0; i < 2; i++) {
+        const struct tensor *to = &call->grad_in[i];
+        if (!tensor_present(to) || same_place(to, g) || (i == 1 && same_place(to, &call->grad_in[0]))) continue;
+        struct pass_args a = {.x_dtype = g->dtype,
+                              .y_dtype = to->dtype,
+                              .cols = g->cols,
+                              .x = matrix_of(b, g),
+                              .y = matrix_of(b, to),
+                              .acc = call->acc[i]};
+        run_rows(b, b->isa->rows->pass, &a, g->rows, g->cols);
+    }
+}
+
+int cpu_add_norm_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    struct norm_args a;
+    if (!b->isa) return reference_backward(b, call, err);
+    if (!tensor_present(&call->grad_out[1])) return pass_gradient(b, call), 0; // y was not used
+    if (need_statistics(call, err) || norm_open(b, call, &a, err)) return -1;
+    a.x = matrix_of(b, &call->out[0]);
+    a.ds = matrix_of(b, &call->grad_out[0]);
+    a.dy = matrix_of(b, &call->grad_out[1]);
+    a.dx = matrix_of(b, &call->grad_in[0]);
+    a.acc_x = call->acc[0];
+    if (!same_place(&call->grad_in[0], &call->grad_in[1])) {
+        a.dr = matrix_of(b, &call->grad_in[1]);
+        a.acc_r = call->acc[1];
+    }
+    run_rows(b, b->isa->rows->norm_backward, &a, call->out[0].rows, a.cols);
+    return 0;
+}
+
+// --- rope
+
+static int rope_pass(struct cpu_backend *b, const struct op_call *call, bool inverse, struct error *err) {
+    const struct tensor *position = &call->in[2], *table = &call->in[3];
+    for (int64_t t = 0; t < position->rows; t++) {
+        int64_t p = cpu_i32(b, position)[t * position->ld];
+        if (p < 0 || p >= table->rows) {
+            return error_set(err, STATUS_INTERNAL, "position %lld outside the table of %lld", (long long)p,
+                             (long long)table->rows);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        const struct tensor *from = inverse ? &call->grad_out[i] : &call->in[i];
+        const struct tensor *to = inverse ? &call->grad_in[i] : &call->out[i];
+        if (!tensor_present(to)) continue;
+        struct rope_args a = {.dtype = from->dtype,
+                              .kind = call->p.rope.kind,
+                              .cols = from->cols,
+                              .head_dim = call->p.rope.head_dim,
+                              .rotary_dim = call->p.rope.rotary_dim,
+                              .x = matrix_of(b, from),
+                              .y = matrix_of(b, to),
+                              .position = cpu_i32(b, position),
+                              .position_ld = position->ld,
+                              .table = cpu_f32(b, table),
+                              .table_ld = table->ld,
+                              .inverse = inverse,
+                              .acc = inverse && call->acc[i]};
+        run_rows(b, b->isa->rows->rope, &a, from->rows, from->cols);
+    }
+    return 0;
+}
+
+int cpu_rope_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    return b->isa ? rope_pass(b, call, false, err) : reference_forward(b, call, err);
+}
+
+int cpu_rope_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    return b->isa ? rope_pass(b, call, true, err) : reference_backward(b, call, err);
+}
+
+// --- gated linear unit
+
+static struct glu_args glu_open(struct cpu_backend *b, const struct op_call *call) {
+    return (struct glu_args){.dtype = call->in[0].dtype,
+                             .kind = call->p.glu.kind,
+                             .cols = call->in[0].cols,
+                             .gate = matrix_of(b, &call->in[0]),
+                             .up = matrix_of(b, &call->in[1]),
+                             .h = matrix_of(b, &call->out[0]),
+                             .dh = matrix_of(b, &call->grad_out[0]),
+                             .dgate = matrix_of(b, &call->grad_in[0]),
+                             .dup = matrix_of(b, &call->grad_in[1]),
+                             .acc_gate = call->acc[0],
+                             .acc_up = call->acc[1]};
+}
+
+int cpu_glu_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    struct glu_args a = glu_open(b, call);
+    run_rows(b, b->isa->rows->glu, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_glu_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_backward(b, call, err);
+    struct glu_args a = glu_open(b, call);
+    if (!a.dh.p) return error_set(err, STATUS_INTERNAL, "no gradient of h");
+    run_rows(b, b->isa->rows->glu_backward, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+// --- sums and copies
+
+int cpu_add_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    struct pass_args a = {.x_dtype = call->in[0].dtype,
+                          .y_dtype = call->out[0].dtype,
+                          .cols = call->in[0].cols,
+                          .x = matrix_of(b, &call->in[0]),
+                          .r = matrix_of(b, &call->in[1]),
+                          .y = matrix_of(b, &call->out[0])};
+    run_rows(b, b->isa->rows->pass, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_add_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_backward(b, call, err);
+    pass_gradient(b, call);
+    return 0;
+}
+
+int cpu_copy(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    struct pass_args a = {.x_dtype = call->in[0].dtype,
+                          .y_dtype = call->out[0].dtype,
+                          .cols = call->in[0].cols,
+                          .x = matrix_of(b, &call->in[0]),
+                          .y = matrix_of(b, &call->out[0])};
+    run_rows(b, b->isa->rows->pass, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_kv_write(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    const struct tensor *slots = &call->in[2];
+    for (int64_t t = 0; t < slots->rows; t++) {
+        int64_t slot = cpu_i32(b, slots)[t * slots->ld];
+        if (slot < 0) continue;
+        if (slot >= call->out[0].rows) {
+            return error_set(err, STATUS_INTERNAL, "cache slot %lld of %lld", (long long)slot,
+                             (long long)call->out[0].rows);
+        }
+        for (int i = 0; i < 2; i++) {
+            const struct tensor *from = &call->in[i], *cache = &call->out[i];
+            size_t size = dtype_size(from->dtype);
+            memcpy((char *)cpu_at(b, cache) + (size_t)(slot * cache->ld) * size,
+                   (const char *)cpu_at(b, from) + (size_t)(t * from->ld) * size, (size_t)from->cols * size);
+        }
+    }
+    return 0;
+}
+
+struct fill_args {
+    char *p;
+    int64_t ld, cols; // bytes from row to row; elements
+    enum dtype dtype;
+    double value;
+};
+
+static void fill_rows(const void *args, int64_t begin, int64_t end) {
+    const struct fill_args *a = args;
+    size_t size = dtype_size(a->dtype);
+    union {
+        float f;
+        double d;
+        int32_t i;
+        uint32_t u;
+        uint16_t h;
+        uint8_t b;
+    } one = {0};
+    switch (a->dtype) {
+    case DTYPE_F32: one.f = (float)a->value; break;
+    case DTYPE_F64: one.d = a->value; break;
+    case DTYPE_BF16: one.h = bf16_from_float((float)a->value); break;
+    case DTYPE_I32: one.i = (int32_t)a->value; break;
+    case DTYPE_U32: one.u = (uint32_t)a->value; break;
+    case DTYPE_U8: one.b = (uint8_t)a->value; break;
+    case DTYPE_NONE: return;
+    }
+    for (int64_t t = begin; t < end; t++) {
+        char *row = a->p + t * a->ld;
+        if (a->value == 0)
+            memset(row, 0, (size_t)a->cols * size);
+        else
+            for (int64_t d = 0; d < a->cols; d++) memcpy(row + (size_t)d * size, &one, size);
+    }
+}
+
+int cpu_fill(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    const struct tensor *t = &call->out[0];
+    struct fill_args a = {cpu_at(b, t), t->ld * (int64_t)dtype_size(t->dtype), t->cols, t->dtype, call->p.fill.value};
+    run_rows(b, fill_rows, &a, t->rows, t->cols);
+    return 0;
+}

@@ -1,0 +1,6 @@
+// Single numbers, the same bits on every machine: plain double arithmetic instead of the C library's functions, whose
+// last bit depends on its version and on the CPU.
+#pragma once
+
+// Natural logarithm, within 2 units in the last place; -infinity for 0, NaN below.
+double det_log(double x);

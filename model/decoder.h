@@ -1,0 +1,87 @@
+// One decoder for every family: records the graph described by `struct arch` on the tape. A linear has a slot; a slot
+// lists adapters; a pass says which adapter acts on which rows. Nothing is attached or detached between passes.
+#pragma once
+
+#include "autograd/tape.h"
+#include "data/batch.h"
+#include "model/model.h"
+
+enum { DECODER_MAX_ADAPTERS = 8 };
+
+// An adapter's matrices on one module, on the device. Absent (a.dtype NONE) where the adapter leaves the module alone.
+struct slot_adapter {
+    struct tensor a, b;   // (R, in), (out, R) f32
+    struct tensor da, db; // gradients; DTYPE_NONE = not trained
+    float scale;          // alpha / r or alpha / sqrt(r)
+    float dropout;        // used by training passes only
+};
+struct slot {
+    struct slot_adapter adapters[DECODER_MAX_ADAPTERS];
+};
+
+// Rows [row_begin, row_end) use adapter number `adapter`, or the bare base (-1).
+struct pass_span {
+    int64_t row_begin, row_end;
+    int adapter;
+};
+
+struct pass {
+    bool gradients;
+    bool training; // dropout and NEFTune noise act
+    float neftune_alpha;
+    bool checkpoint; // recompute the inside of every layer in backward
+    int n_spans;     // rows in no span: bare base
+    struct pass_span spans[LINEAR_MAX_SPANS];
+};
+
+struct decoder_limits {
+    int32_t max_rows;      // token rows of the largest micro-batch
+    int32_t max_seqs;      // sequences of the largest micro-batch
+    int32_t max_positions; // longest position + 1 (rope table)
+    int32_t cache_seqs;    // sequences that generation decodes at a time, 0 = no KV cache
+    int32_t cache_len;     // tokens per sequence in the cache
+};
+
+struct decoder {
+    struct device *device;
+    const struct model *model;
+    struct tape *tape;
+    enum dtype dtype;
+    struct decoder_limits limits;
+    struct slot *slots; // (n_modules)
+    // Run-long buffers: the batch as the kernels see it.
+    struct tensor ids, positions, targets, weights, keys, lengths, seqs, slot_rows;
+    struct tensor rope;               // (max_positions, rotary_dim): cos, sin
+    struct tensor scalars;            // struct step_scalars
+    struct tensor *cache_k, *cache_v; // (layers) of (cache_seqs * cache_len, kv_heads * dim)
+};
+
+// Makes the run-long buffers. Called once while the plan is recorded and once more, with the same limits, after
+// device_start. `dtype`: DTYPE_F32 or DTYPE_BF16.
+int decoder_open(struct device *device, const struct model *model, const struct decoder_limits *limits,
+                 enum dtype dtype, struct decoder *out, struct error *err);
+void decoder_close(struct decoder *decoder); // zeroed struct is a no-op
+
+// Copies a micro-batch to the device.
+int decoder_load(struct decoder *decoder, const struct batch *batch, struct error *err);
+
+// Records embedding .. log-probabilities of the loaded rows. With pass->gradients the loss part is fused: tape_backward
+// may follow. *logp (optional) receives the tensor (rows, 1) of log-probabilities of targets with weight > 0.
+int decoder_score(struct decoder *decoder, const struct pass *pass, int32_t rows, int32_t max_seqs, struct tensor *logp,
+                  struct error *err);
+
+// Logits (rows, vocab) f32 of the first `rows` loaded rows, no gradients: for tests and tools.
+int decoder_logits(struct decoder *decoder, const struct pass *pass, int32_t rows, int32_t max_seqs,
+                   struct tensor *logits, struct error *err);
+
+// --- generation: n tokens of several sequences against the KV cache
+struct decode_rows {
+    int32_t rows; // tokens to run, of all sequences together
+    int32_t n_seqs;
+    const int32_t *ids, *positions; // (rows)
+    const int32_t *slots;           // (rows) cache row of each token: sequence * cache_len + position; -1 = padding
+    const int32_t *seqs;            // (n_seqs, 4) {q_begin, q_len, kv_begin, kv_len}
+};
+// Runs them and appends to the cache. With `logits`, the logits (rows, vocab) f32 of all these rows.
+int decoder_decode(struct decoder *decoder, const struct pass *pass, const struct decode_rows *in,
+                   struct tensor *logits, struct error *err);

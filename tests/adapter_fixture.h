@@ -1,0 +1,49 @@
+// A model that is only a table of linears, with odd sizes and permuted heads, for tests of adapter files. 3 layers,
+// width 14, 3 query heads and 1 key head of 10, MLP 22.
+#pragma once
+
+#include "model/model.h"
+
+#include <stdio.h>
+
+enum { FIXTURE_LAYERS = 3, FIXTURE_MODULES = FIXTURE_LAYERS * MODULE_KINDS };
+
+struct fixture {
+    struct model model;
+    struct module modules[FIXTURE_MODULES];
+    char hf[FIXTURE_MODULES][64], gguf[FIXTURE_MODULES][64];
+};
+
+static inline void fixture_init(struct fixture *f) {
+    static const struct {
+        const char *hf, *short_name, *gguf;
+        int in, out, heads;
+    } kinds[MODULE_KINDS] = {
+        [MODULE_Q] = {"self_attn.q_proj", "q_proj", "attn_q", 14, 30, 3},
+        [MODULE_K] = {"self_attn.k_proj", "k_proj", "attn_k", 14, 10, 1},
+        [MODULE_V] = {"self_attn.v_proj", "v_proj", "attn_v", 14, 10, 0},
+        [MODULE_O] = {"self_attn.o_proj", "o_proj", "attn_output", 30, 14, 0},
+        [MODULE_GATE] = {"mlp.gate_proj", "gate_proj", "ffn_gate", 14, 22, 0},
+        [MODULE_UP] = {"mlp.up_proj", "up_proj", "ffn_up", 14, 22, 0},
+        [MODULE_DOWN] = {"mlp.down_proj", "down_proj", "ffn_down", 22, 14, 0},
+    };
+    *f = (struct fixture){.model = {.path = "bases/tiny.gguf", .name = "tiny", .hf_repository = "org/tiny"}};
+    f->model.arch.family = "llama";
+    f->model.arch.layers = FIXTURE_LAYERS;
+    f->model.modules = f->modules;
+    f->model.n_modules = FIXTURE_MODULES;
+    for (int id = 0; id < FIXTURE_MODULES; id++) {
+        int layer = id / MODULE_KINDS, kind = id % MODULE_KINDS;
+        snprintf(f->hf[id], sizeof f->hf[id], "model.layers.%d.%s", layer, kinds[kind].hf);
+        snprintf(f->gguf[id], sizeof f->gguf[id], "blk.%d.%s.weight", layer, kinds[kind].gguf);
+        f->modules[id] = (struct module){.id = id,
+                                         .layer = layer,
+                                         .kind = (enum module_kind)kind,
+                                         .hf_name = f->hf[id],
+                                         .short_name = kinds[kind].short_name,
+                                         .gguf_name = f->gguf[id],
+                                         .in = kinds[kind].in,
+                                         .out = kinds[kind].out,
+                                         .permuted_heads = kinds[kind].heads};
+    }
+}

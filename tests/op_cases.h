@@ -1,0 +1,365 @@
+// Cases of ops with many parameter variants, for the gradient check and for comparing kernels. Small and odd in shape.
+#pragma once
+
+#include "tests/op_bench.h"
+
+struct op_case {
+    const char *name;
+    enum op op;
+    void (*build)(struct bench *t, int variant);
+    int variant;
+};
+
+static inline struct step_scalars case_scalars(void) {
+    return (struct step_scalars){
+        .lr = 1e-3, .step = 3, .denominator = 7, .seed = 0x123456789ABCDEF0u, .random_step = 5};
+}
+
+// bit 8 of a variant, in all ops over rows: so many rows that several threads share them
+enum { CASE_MANY_ROWS = 256 };
+
+// --- norms. variant: bit 0 layer norm, bit 1 add into the input gradient, bit 2 wide, bit 3 bf16 weights
+static inline void case_norm_params(struct bench *t, int variant, int64_t cols) {
+    enum quant format = variant & 8 ? QUANT_BF16 : QUANT_F32;
+    t->call.p.norm.kind = variant & 1 ? NORM_LAYER : NORM_RMS;
+    t->call.p.norm.w = bench_weight(t, format, 1, cols, 1);
+    t->call.p.norm.bias = variant & 1 ? bench_weight(t, format, 1, cols, 0) : NULL;
+    t->call.p.norm.eps = 1e-5f;
+}
+
+static inline void case_norm(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 700 : 5, cols = variant & 4 ? 147 : 21;
+    t->call.op = OP_NORM;
+    case_norm_params(t, variant, cols);
+    t->call.in[0] = bench_act(t, rows, cols);
+    t->call.out[0] = bench_act(t, rows, cols);
+    t->call.saved[0] = bench_stat(t, rows, 1);
+    if (variant & 1) t->call.saved[1] = bench_stat(t, rows, 1);
+    bench_gradients(t, 1, variant & 2);
+}
+
+// bit 4: both input gradients lie in the buffer of the output's; bit 5: in one buffer of their own;
+// bit 6: y is not used; bit 7: s is not used
+static inline void case_add_norm(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 700 : 5, cols = variant & 4 ? 147 : 21;
+    t->call.op = OP_ADD_NORM;
+    case_norm_params(t, variant, cols);
+    for (int i = 0; i < 2; i++) t->call.in[i] = bench_act(t, rows, cols);
+    for (int i = 0; i < 2; i++) t->call.out[i] = bench_act(t, rows, cols);
+    t->call.saved[0] = bench_stat(t, rows, 1);
+    if (variant & 1) t->call.saved[1] = bench_stat(t, rows, 1);
+    bench_gradients(t, 2, variant & 2);
+    if (variant & 16) t->call.grad_in[0] = t->call.grad_in[1] = t->call.grad_out[0];
+    if (variant & 32) t->call.grad_in[1] = t->call.grad_in[0];
+    if (variant & 64) t->call.grad_out[1] = (struct tensor){0};
+    if (variant & 128) t->call.grad_out[0] = (struct tensor){0};
+}
+
+// --- add. bit 1 acc, bit 4: first input gradient in the buffer of the output's, bit 5: both
+static inline void case_add(struct bench *t, int variant) {
+    t->call.op = OP_ADD;
+    int64_t rows = variant & CASE_MANY_ROWS ? 3000 : 5;
+    for (int i = 0; i < 2; i++) t->call.in[i] = bench_act(t, rows, 37);
+    t->call.out[0] = bench_act(t, rows, 37);
+    bench_gradients(t, 1, variant & 2);
+    if (variant & 48) t->call.grad_in[0] = t->call.grad_out[0], t->call.acc[0] = false;
+    if (variant & 32) t->call.grad_in[1] = t->call.grad_out[0], t->call.acc[1] = false;
+}
+
+// --- glu. bit 0 gelu, bit 1 acc, bit 4 gradients over the inputs
+static inline void case_glu(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 2500 : 4;
+    t->call.op = OP_GLU;
+    t->call.p.glu.kind = variant & 1 ? GLU_GELU_TANH : GLU_SILU;
+    for (int i = 0; i < 2; i++) {
+        t->call.in[i] = bench_act(t, rows, 45);
+        for (int64_t c = 0; c < 45; c++) { // reach into the flat ends too
+            bench_set(t->image, &t->call.in[i], 0, c, 4 * bench_get(t->image, &t->call.in[i], 0, c));
+        }
+    }
+    t->call.out[0] = bench_act(t, rows, 45);
+    bench_gradients(t, 1, variant & 2);
+    if (variant & 16) t->call.grad_in[0] = t->call.in[0], t->call.grad_in[1] = t->call.in[1];
+}
+
+// --- rope. bit 0 pairs (i, i + half), bit 1 acc, bit 2 partial, bit 3 wide heads, bit 4 gradient in place
+static inline void case_rope(struct bench *t, int variant) {
+    int head_dim = variant & 8 ? 64 : 12, rotary = variant & 4 ? head_dim - 4 : head_dim;
+    int64_t rows = variant & CASE_MANY_ROWS ? 900 : 6, table_rows = 9;
+    int32_t positions[900];
+    for (int i = 0; i < 900; i++) positions[i] = (i * 5 + i / 3) % 9;
+    t->call.op = OP_ROPE;
+    t->call.p.rope.kind = variant & 1 ? ROPE_NEOX : ROPE_NORM;
+    t->call.p.rope.head_dim = head_dim;
+    t->call.p.rope.rotary_dim = rotary;
+    t->call.in[0] = bench_act(t, rows, 3 * head_dim);
+    t->call.in[1] = bench_act(t, rows, 1 * head_dim);
+    t->call.in[2] = bench_i32(t, positions, rows, 1);
+    t->call.in[3] = bench_tensor(t, DTYPE_F32, table_rows, head_dim);
+    for (int64_t p = 0; p < table_rows; p++) {
+        for (int64_t i = 0; i < head_dim; i++) bench_set(t->image, &t->call.in[3], p, i, 0);
+        for (int64_t i = 0; i < rotary / 2; i++) {
+            double angle = (double)p * pow(100, -2.0 * (double)i / rotary);
+            bench_set(t->image, &t->call.in[3], p, i, cos(angle));
+            bench_set(t->image, &t->call.in[3], p, rotary / 2 + i, sin(angle));
+        }
+    }
+    t->call.out[0] = t->call.in[0];
+    t->call.out[1] = t->call.in[1];
+    bench_gradients(t, 2, variant & 2);
+    if (variant & 16) t->call.grad_in[0] = t->call.grad_out[0], t->call.grad_in[1] = t->call.grad_out[1];
+}
+
+// --- attention
+struct attention_shape {
+    int heads, kv_heads, head_dim, v_dim;
+    int64_t tq, tkv;
+    int window, chunk;
+    float soft_cap;
+    bool sinks, acc;
+    int n_seqs;
+    int32_t seqs[4][4];
+};
+
+static inline const struct attention_shape *attention_shapes(int variant) {
+    static const struct attention_shape shapes[] = {
+        {.heads = 1, .kv_heads = 1, .head_dim = 4, .v_dim = 4, .tq = 5, .tkv = 5, .n_seqs = 1, .seqs = {{0, 5, 0, 5}}},
+        {.heads = 6, .kv_heads = 2, .head_dim = 6, .v_dim = 10, .tq = 9, .tkv = 9, .n_seqs = 1, .seqs = {{0, 9, 0, 9}}},
+        // packed documents, a tail and a gap in no sequence, adding into the gradients
+        {.heads = 2,
+         .kv_heads = 1,
+         .head_dim = 5,
+         .v_dim = 3,
+         .tq = 14,
+         .tkv = 14,
+         .acc = true,
+         .n_seqs = 3,
+         .seqs = {{0, 4, 0, 4}, {5, 6, 5, 6}, {11, 1, 11, 1}}},
+        {.heads = 2,
+         .kv_heads = 2,
+         .head_dim = 4,
+         .v_dim = 4,
+         .tq = 11,
+         .tkv = 11,
+         .window = 3,
+         .n_seqs = 2,
+         .seqs = {{0, 7, 0, 7}, {7, 4, 7, 4}}},
+        {.heads = 2,
+         .kv_heads = 1,
+         .head_dim = 4,
+         .v_dim = 4,
+         .tq = 11,
+         .tkv = 11,
+         .chunk = 4,
+         .n_seqs = 1,
+         .seqs = {{0, 11, 0, 11}}},
+        {.heads = 2,
+         .kv_heads = 1,
+         .head_dim = 6,
+         .v_dim = 4,
+         .tq = 8,
+         .tkv = 8,
+         .soft_cap = 1.5f,
+         .n_seqs = 1,
+         .seqs = {{0, 8, 0, 8}}},
+        {.heads = 4,
+         .kv_heads = 2,
+         .head_dim = 4,
+         .v_dim = 6,
+         .tq = 8,
+         .tkv = 8,
+         .sinks = true,
+         .n_seqs = 2,
+         .seqs = {{4, 4, 4, 4}, {0, 3, 0, 3}}},
+        {.heads = 2,
+         .kv_heads = 1,
+         .head_dim = 4,
+         .v_dim = 4,
+         .tq = 9,
+         .tkv = 9,
+         .sinks = true,
+         .soft_cap = 2.0f,
+         .window = 4,
+         .chunk = 6,
+         .acc = true,
+         .n_seqs = 1,
+         .seqs = {{0, 9, 0, 9}}},
+        // fewer queries than keys, as with a cache
+        {.heads = 2,
+         .kv_heads = 1,
+         .head_dim = 4,
+         .v_dim = 4,
+         .tq = 5,
+         .tkv = 15,
+         .n_seqs = 2,
+         .seqs = {{0, 3, 1, 7}, {3, 2, 9, 6}}},
+        // more than one block of queries and keys
+        {.heads = 2,
+         .kv_heads = 1,
+         .head_dim = 3,
+         .v_dim = 2,
+         .tq = 70,
+         .tkv = 70,
+         .n_seqs = 1,
+         .seqs = {{0, 70, 0, 70}}},
+    };
+    bench_require(variant >= 0 && (size_t)variant < COUNT_OF(shapes), "attention variant");
+    return &shapes[variant];
+}
+enum { ATTENTION_CASES = 10 };
+
+static inline void case_attention_shape(struct bench *t, const struct attention_shape *s) {
+    struct op_call *call = &t->call;
+    call->op = OP_ATTENTION;
+    call->p.attention.heads = s->heads;
+    call->p.attention.kv_heads = s->kv_heads;
+    call->p.attention.head_dim = s->head_dim;
+    call->p.attention.v_dim = s->v_dim;
+    call->p.attention.scale = (float)(1.7 / sqrt(s->head_dim));
+    call->p.attention.soft_cap = s->soft_cap;
+    call->p.attention.window = s->window;
+    call->p.attention.chunk = s->chunk;
+    call->p.attention.sinks = s->sinks ? bench_weight(t, QUANT_F32, 1, s->heads, 0.5) : NULL;
+    call->p.attention.max_seqs = 4;
+    call->in[0] = bench_act(t, s->tq, (int64_t)s->heads * s->head_dim);
+    call->in[1] = bench_act(t, s->tkv, (int64_t)s->kv_heads * s->head_dim);
+    call->in[2] = bench_act(t, s->tkv, (int64_t)s->kv_heads * s->v_dim);
+    int32_t seqs[5][4] = {{0}};
+    for (int n = 0; n < s->n_seqs; n++) memcpy(seqs[n], s->seqs[n], sizeof seqs[n]);
+    call->in[3] = bench_i32(t, &seqs[0][0], 5, 4);
+    call->out[0] = bench_act(t, s->tq, (int64_t)s->heads * s->v_dim);
+    call->saved[0] = bench_stat(t, s->tq, s->heads);
+    bench_gradients(t, 1, s->acc);
+}
+
+static inline void case_attention(struct bench *t, int variant) {
+    case_attention_shape(t, attention_shapes(variant));
+}
+
+// --- linear. bit 0 three parts, bit 1 acc, bit 2 adapters, bit 3 dropout, bit 4 biases, bit 5 adapters on some rows
+static inline void case_linear(struct bench *t, int variant) {
+    struct op_call *call = &t->call;
+    int64_t rows = 7, in = 10, u_cols = 0;
+    call->op = OP_LINEAR_GROUP;
+    call->in[0] = bench_act(t, rows, in);
+    call->in[1] = bench_keys(t, rows);
+    struct step_scalars scalars = case_scalars();
+    call->scalars = bench_scalars(t, &scalars);
+    call->p.linear.n_parts = variant & 1 ? 3 : 1;
+    for (int i = 0; i < call->p.linear.n_parts; i++) {
+        struct linear_part *part = &call->p.linear.parts[i];
+        int64_t out = 6 + 5 * i;
+        part->w = bench_weight(t, QUANT_F32, out, in, 0);
+        part->bias = variant & 16 ? bench_weight(t, QUANT_F32, 1, out, 0) : NULL;
+        part->n_spans = variant & 4 ? (variant & 32 ? 2 : 1) : 0;
+        for (int s = 0; s < part->n_spans; s++) {
+            struct lora_span *span = &part->spans[s];
+            int64_t rank = 2 + s + i;
+            enum dtype dtype = bench_stat_dtype(t);
+            *span = (struct lora_span){.row_begin = 0,
+                                       .row_end = rows,
+                                       .scale = 0.75f,
+                                       .module = (uint32_t)(4 * i + s),
+                                       .dropout = variant & 8 ? 0.25f : 0,
+                                       .u_begin = u_cols};
+            if (variant & 32) span->row_begin = s ? 4 : 1, span->row_end = s ? rows : 4;
+            int64_t pad = t->pad;
+            span->a = bench_values(t, dtype, rank, in);
+            span->b = bench_values(t, dtype, out, rank);
+            if (!(variant & 32 && s && i)) { // one of them is not trained
+                span->da = bench_values(t, dtype, rank, in);
+                span->db = bench_values(t, dtype, out, rank);
+            }
+            t->pad = pad;
+            u_cols += rank;
+        }
+        call->out[i] = bench_act(t, rows, out);
+    }
+    if (u_cols) call->saved[0] = bench_stat(t, rows, u_cols);
+    bench_gradients(t, call->p.linear.n_parts, variant & 2);
+}
+
+// --- head. bit 0 fused, bit 1 acc, bit 2 soft cap, bit 3 logit scale, bit 4 many rows per chunk
+static inline void case_logprob(struct bench *t, int variant) {
+    struct op_call *call = &t->call;
+    int64_t rows = 6, d = 8, vocabulary = 19;
+    static const int32_t targets[] = {3, -100, 18, 0, 7, 7};
+    static const double weights[] = {1, 0, 0.5, 1, 0, 2};
+    call->op = OP_TOKEN_LOGPROB;
+    call->in[0] = bench_act(t, rows, d);
+    call->in[1] = bench_i32(t, targets, rows, 1);
+    call->in[2] = bench_tensor(t, DTYPE_F32, rows, 1);
+    for (int64_t r = 0; r < rows; r++) bench_set(t->image, &call->in[2], r, 0, weights[r]);
+    call->out[0] = bench_stat(t, rows, 1);
+    call->out[1] = bench_stat(t, rows, 1);
+    call->p.logprob.w = bench_weight(t, QUANT_F32, vocabulary, d, 0);
+    call->p.logprob.fused = variant & 1;
+    call->p.logprob.soft_cap = variant & 4 ? 1.5f : 0;
+    call->p.logprob.logit_scale = variant & 8 ? 0.625f : 1;
+    call->p.logprob.chunk_rows = variant & 16 ? 64 : 2;
+    struct step_scalars scalars = case_scalars();
+    call->scalars = bench_scalars(t, &scalars);
+    bench_gradients(t, 1, variant & 2);
+    if (variant & 1) { // the loss is the weighted sum of -logp, whatever grad_out says
+        call->saved[0] = bench_act(t, rows, d);
+        struct tensor *loss = pool_alloc(&t->pool, sizeof *loss);
+        bench_require(loss, "memory");
+        *loss = bench_tensor(t, DTYPE_F64, rows, 1);
+        for (int64_t r = 0; r < rows; r++) bench_set(t->image, loss, r, 0, -weights[r]);
+        t->loss_weight[0] = loss;
+        call->grad_out[0] = (struct tensor){0};
+    }
+}
+
+static const struct op_case op_cases[] = {
+    {"norm rms", OP_NORM, case_norm, 0},
+    {"norm rms acc", OP_NORM, case_norm, 2},
+    {"norm layer", OP_NORM, case_norm, 1},
+    {"norm layer wide", OP_NORM, case_norm, 1 + 4},
+    {"norm rms wide bf16", OP_NORM, case_norm, 4 + 8},
+    {"add_norm rms", OP_ADD_NORM, case_add_norm, 0},
+    {"add_norm layer acc", OP_ADD_NORM, case_add_norm, 1 + 2},
+    {"add_norm rms wide", OP_ADD_NORM, case_add_norm, 4},
+    {"add_norm in place", OP_ADD_NORM, case_add_norm, 16},
+    {"add_norm layer in place wide", OP_ADD_NORM, case_add_norm, 1 + 4 + 16},
+    {"add_norm shared", OP_ADD_NORM, case_add_norm, 32},
+    {"add_norm without y", OP_ADD_NORM, case_add_norm, 64},
+    {"add_norm without s", OP_ADD_NORM, case_add_norm, 2 + 128},
+    {"add", OP_ADD, case_add, 0},
+    {"add acc", OP_ADD, case_add, 2},
+    {"add half in place", OP_ADD, case_add, 2 + 16},
+    {"add in place", OP_ADD, case_add, 32},
+    {"glu silu", OP_GLU, case_glu, 0},
+    {"glu gelu", OP_GLU, case_glu, 1},
+    {"glu silu acc", OP_GLU, case_glu, 2},
+    {"glu gelu over its inputs", OP_GLU, case_glu, 1 + 16},
+    {"glu silu over its inputs", OP_GLU, case_glu, 16},
+    {"rope pairs", OP_ROPE, case_rope, 0},
+    {"rope pairs partial acc", OP_ROPE, case_rope, 2 + 4},
+    {"rope halves", OP_ROPE, case_rope, 1},
+    {"rope halves partial", OP_ROPE, case_rope, 1 + 4},
+    {"rope halves wide acc", OP_ROPE, case_rope, 1 + 2 + 8},
+    {"rope halves in place", OP_ROPE, case_rope, 1 + 4 + 16},
+    {"rope pairs in place", OP_ROPE, case_rope, 8 + 16},
+    {"attention", OP_ATTENTION, case_attention, 0},
+    {"attention groups", OP_ATTENTION, case_attention, 1},
+    {"attention packed acc", OP_ATTENTION, case_attention, 2},
+    {"attention window", OP_ATTENTION, case_attention, 3},
+    {"attention chunk", OP_ATTENTION, case_attention, 4},
+    {"attention soft cap", OP_ATTENTION, case_attention, 5},
+    {"attention sinks", OP_ATTENTION, case_attention, 6},
+    {"attention everything acc", OP_ATTENTION, case_attention, 7},
+    {"attention cache", OP_ATTENTION, case_attention, 8},
+    {"attention two blocks", OP_ATTENTION, case_attention, 9},
+    {"linear", OP_LINEAR_GROUP, case_linear, 0},
+    {"linear bias acc", OP_LINEAR_GROUP, case_linear, 2 + 16},
+    {"linear adapter", OP_LINEAR_GROUP, case_linear, 4},
+    {"linear three adapters dropout", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8},
+    {"linear spans dropout bias acc", OP_LINEAR_GROUP, case_linear, 1 + 2 + 4 + 8 + 16 + 32},
+    {"logprob", OP_TOKEN_LOGPROB, case_logprob, 0},
+    {"logprob acc cap", OP_TOKEN_LOGPROB, case_logprob, 2 + 4},
+    {"logprob scale one chunk", OP_TOKEN_LOGPROB, case_logprob, 8 + 16},
+    {"logprob fused", OP_TOKEN_LOGPROB, case_logprob, 1},
+    {"logprob fused cap scale acc", OP_TOKEN_LOGPROB, case_logprob, 1 + 2 + 4 + 8},
+    {"logprob fused one chunk", OP_TOKEN_LOGPROB, case_logprob, 1 + 16},
+};

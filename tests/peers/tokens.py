@@ -1,0 +1,213 @@
+"""Compares our token ids with Hugging Face tokenizers, string by string; every id must be equal.
+
+    tokens.py --dump BUILD/tests/peers/tokens_dump [--gguf MODEL.gguf] [--count 20000] [--seed 1] [--golden FILE]
+
+With --gguf: the vocabulary of that file (tokenizer.ggml.pre must be "smollm"), special tokens included. Without: for
+every pipeline of the table PIPELINES a small vocabulary is trained on the spot, so that each regular expression, NFC and
+the ignore_merges rule meet the reference. --golden writes the fixture of tests/test_tokenizer.c (with --gguf). Needs the Python packages tokenizers and (for --gguf) gguf.
+"""
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def llama3(digits):
+    return (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def cased(suffix, digits):
+    upper, lower = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+    return (rf"[^\r\n\p{{L}}\p{{N}}]?[{upper}]*[{lower}]+{suffix}|[^\r\n\p{{L}}\p{{N}}]?[{upper}]+[{lower}]*{suffix}|"
+            rf"{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+QWEN35 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+          r"\s*[\r\n]+|\s+(?!\S)|\s+")
+DS3 = [r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+",
+       r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"""
+       r"""\s*[\r\n]+|\s+(?!\S)|\s+"""]
+# tokenizer.ggml.pre -> (regular expressions, ignore_merges, NFC)
+PIPELINES = {
+    "smollm": (None, False, False),  # Digits and ByteLevel's own expression, as the models' files write it
+    "command-r": (None, False, True),
+    "gpt-2": ([GPT2], False, False),
+    "llama-bpe": ([llama3(r"\p{N}{1,3}")], True, False),
+    "dbrx": ([llama3(r"\p{N}{1,3}")], False, False),
+    "qwen2": ([llama3(r"\p{N}")], False, True),
+    "qwen35": ([QWEN35], False, True),
+    "tekken": ([cased("", r"\p{N}")], True, False),
+    "gpt-4o": ([cased(CONTRACTION, r"\p{N}{1,3}")], False, False),
+    "deepseek-v3": (DS3, False, False),
+    "minicpm5": ([r"\p{N}{1,3}", llama3(r"\p{N}+")], True, False),
+    "falcon": ([r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"], False, False),
+    "deepseek-coder": ([r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"], False, False),
+}
+MAY_REFUSE = {"minicpm5", "falcon", "deepseek-coder"}  # whether these normalise is not known: text that is not NFC is refused
+
+SAMPLES = ["The quick brown fox jumps over the lazy dog.", "It's what they're doing; we'll see, I'd say. IT'S YOU'RE",
+           "for (int i = 0; i < n; i++) {\n\t\tx[i] += 0x1F;\n}\r\n", '{"type": "order", "items": {"pen": 12}}',
+           "Ünïcödé: naïve café, Straße, ǅ ŉ ﬁ", "Привет, мир! Здравствуйте.", "こんにちは世界。カタカナ ﾊﾝｶｸ", "안녕하세요 세계",
+           "مرحبا بالعالم ١٢٣٤", "हिन्दी नमस्ते १२३", "ไทย ๑๒๓", "你好，世界！一二三", "𝔘𝔫𝔦 😀👩‍👩‍👧‍👦 🇩🇪 ✈️", "1234567 3.14159 ½ Ⅻ ² 1,000,000"]
+ATOMS = (["'s", "'T", "'Re", "'LL", "ſ", "'ſ", " ", "  ", "\n", "\r\n", "\r", "\t", "\u00a0", "\u3000", "\u180e", "\u200b", "\u2028",
+          "\u0085", "\x1c", "\x00", "\x04", "\x7f", "\ufeff", "\u0301", "\u0323", "e\u0301", "a\u0323\u0302", "ﬀ", "Å", "\u212b", "\u1100\u1161\u11a8",
+          "각", "0", "12", "123", "٣", "Ⅷ", "¼", "_", "/", "//\n", "...", "<", "|", ">", "<|", "|>", "im_end", "\U000f0000", "\U0010ffff", "\ud7ff", "\ue000",
+          "A", "Ab", "aB", "ABC", "ǅ", "ʰ", "ª", "中", "の", "ア", "한", "ࠀ", "é", "ß", "İ", "😀", "\u200d", "\ufe0f", "x" * 60, "ab" * 40, "=" * 70, " " * 100])
+
+
+def strings(count, seed, special):
+    rng = random.Random(seed)
+    sources = SAMPLES + [open(__file__, encoding="utf-8").read()]
+    yield from ["", " ", "\n", "\n\n", "a", "\x00", "'", "<|im_start|>", "<|im_start|>user\nHi<|im_end|>\n"]
+    ranges = [(0, 0x7f), (0x80, 0x24f), (0x250, 0x5ff), (0x600, 0x1fff), (0x2000, 0x2bff), (0x3000, 0x9fff), (0xa000, 0xd7ff),
+              (0xe000, 0xffff), (0x10000, 0x1ffff), (0x20000, 0x10ffff)]
+    for i in range(count):
+        kind = i % 6
+        if kind == 0:  # a cut of real text
+            s = rng.choice(sources)
+            a = rng.randrange(len(s))
+            yield s[a:a + rng.randrange(1, 300)]
+        elif kind == 1:  # atoms
+            yield "".join(rng.choice(ATOMS) for _ in range(rng.randrange(1, 24)))
+        elif kind == 2:  # atoms and special tokens, whole and damaged
+            parts = [rng.choice(ATOMS + special) for _ in range(rng.randrange(1, 16))]
+            yield "".join(p[:rng.randrange(len(p) + 1)] if rng.random() < 0.1 else p for p in parts)
+        elif kind == 3:  # random code points of the Unicode version both sides know
+            a, b = rng.choice(ranges)
+            yield "".join(chr(c) for c in (rng.randint(a, b) for _ in range(rng.randrange(1, 40))) if known(c))
+        elif kind == 4:  # letters only: long words
+            yield "".join(rng.choice("abcdefghijklmnopqrstuvwxyzABC ") for _ in range(rng.randrange(1, 400)))
+        else:  # sentences with noise
+            words = rng.choice(SAMPLES).split(" ")
+            rng.shuffle(words)
+            yield " ".join(w + rng.choice(["", "", "", rng.choice(ATOMS)]) for w in words)
+
+
+def known(c):
+    import unicodedata
+    return not 0xd800 <= c < 0xe000 and unicodedata.category(chr(c)) != "Cn"
+
+
+def from_gguf(path):
+    import gguf
+    fields = gguf.GGUFReader(path).fields
+    value = {k: fields["tokenizer.ggml." + k].contents() for k in ("model", "pre", "tokens", "token_type", "merges")}
+    return {"model": value["model"], "pre": value["pre"], "tokens": value["tokens"], "types": value["token_type"],
+            "merges": value["merges"]}
+
+
+def pipeline(pre):
+    regexes, _, _ = PIPELINES[pre]
+    if regexes is None:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r), "isolated") for r in regexes] +
+                                   [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def trained(pre):
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer = pipeline(pre)
+    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    t.train_from_iterator(SAMPLES * 3 + [open(__file__, encoding="utf-8").read()], trainer)
+    model = json.loads(t.to_str())["model"]
+    tokens = [s for s, _ in sorted(model["vocab"].items(), key=lambda e: e[1])]
+    types = [1] * len(tokens)
+    if PIPELINES[pre][1]:  # words that no merge leads to: only ignore_merges finds them
+        tokens += [w for w in ("jumps", "Ġjumps", "Ġquickest", "Ġdoing", "xq", "Hallo") if w not in tokens]
+        types += [1] * (len(tokens) - len(types))
+    tokens += ["<|im_start|>", "<|im_end|>", "<|im_end|>x", "<think>", "  \n"]
+    types += [3, 3, 3, 4, 4]
+    return {"model": "gpt2", "pre": pre, "tokens": tokens, "types": types, "merges": [" ".join(m) for m in model["merges"]]}
+
+
+def reference(v):
+    _, ignore_merges, nfc = PIPELINES[v["pre"]]
+    t = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(v["tokens"])}, merges=[tuple(m.split(" ", 1)) for m in v["merges"]],
+                             ignore_merges=ignore_merges))
+    if nfc:
+        t.normalizer = normalizers.NFC()
+    t.pre_tokenizer = pipeline(v["pre"])
+    t.decoder = decoders.ByteLevel()
+    pairs = list(zip(v["tokens"], v["types"]))
+    t.add_special_tokens([AddedToken(s, special=True, normalized=False) for s, k in pairs if k in (2, 3)])
+    t.add_tokens([AddedToken(s, special=False, normalized=False) for s, k in pairs if k == 4])
+    return t
+
+
+GOLDEN = SAMPLES + [
+    "", " ", "  ", "   x", "a  b", "\n", "\n\n\n", " \n \n", "\t\tx", "x \r\n y", "Hello world", " Hello  world ", "hello", "HELLO", "'s", "it's 'll", "I'LL",
+    "0", "00", "12345", "3.14", "v1.2.3", "½", "a1b2c3", "١٢٣", "...", "!?", "->", "=====", "x" * 60, "ab" * 40, " " * 70, "\u00a0x", "\u3000", "\u180e", "\u200b",
+    "e\u0301", "é", "\ufeff", "\x00", "\x04", "a\x04b", "\U0010ffff", "😀", "👩‍👩‍👧", "中文", "한국어", "<|im_start|>", "<|im_start|>user\nHi<|im_end|>\n", "<|im_start",
+    "<|im_start|><|im_start|>", "x<|endoftext|>y", "<filename>a.py", "assistant\n\nHi", "https://example.org/a?b=c&d=1", "def f(x):\n    return x ** 2\n",
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\nWhat is 2+2?<|im_end|>\n"
+    "<|im_start|>assistant\n4<|im_end|>\n"]
+
+
+def write_golden(v, path):
+    t = reference(v)
+    rows = []
+    for text in GOLDEN:
+        t.encode_special_tokens = False
+        ids = t.encode(text, add_special_tokens=False).ids
+        t.encode_special_tokens = True
+        rows.append({"text": text, "ids": ids, "plain": t.encode(text, add_special_tokens=False).ids})
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("[\n" + ",\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n]\n")
+
+
+def compare(v, dump, count, seed):
+    special = [s for s, k in zip(v["tokens"], v["types"]) if k in (2, 3, 4)]
+    texts = list(strings(count, seed, special))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "vocabulary.json")
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(v, f, ensure_ascii=False)
+        lines = "".join(json.dumps(s) + "\n" for s in texts)
+        out = subprocess.run([dump, path], input=lines.encode(), stdout=subprocess.PIPE, check=True).stdout
+    ours = [json.loads(line) for line in out.splitlines()]
+    t = reference(v)
+    whole = [e.ids for e in t.encode_batch(texts, add_special_tokens=False)]
+    decoded = [t.decode(ids, skip_special_tokens=False) for ids in whole]
+    t.encode_special_tokens = True
+    plain = [e.ids for e in t.encode_batch(texts, add_special_tokens=False)]
+    bad = refused = 0
+    for text, got, ids, ids_plain, back in zip(texts, ours, whole, plain, decoded):
+        if "error" in got and v["pre"] in MAY_REFUSE and "normal form" in got["error"]:
+            refused += 1
+        elif got.get("ids") != ids or got.get("plain") != ids_plain or got.get("decoded") != back:
+            bad += 1
+            if bad <= 5:
+                print(f"  differs: {text!r}\n    ours {got}\n    ref  {ids}\n    plain {ids_plain}", file=sys.stderr)
+    print(f"{v['pre']}: {len(texts)} strings, {sum(map(len, whole))} ids, {bad} differ, {refused} refused")
+    return bad + (len(ours) != len(texts))
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--dump", required=True)
+    p.add_argument("--gguf")
+    p.add_argument("--golden")
+    p.add_argument("--pre", help="only this pipeline")
+    p.add_argument("--count", type=int, default=20000)
+    p.add_argument("--seed", type=int, default=1)
+    a = p.parse_args()
+    vocabularies = [from_gguf(a.gguf)] if a.gguf else [trained(pre) for pre in PIPELINES if a.pre in (None, pre)]
+    if a.golden:
+        write_golden(vocabularies[0], a.golden)
+    failed = sum(compare(v, a.dump, a.count, a.seed) > 0 for v in vocabularies)
+    print(f"{len(vocabularies) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

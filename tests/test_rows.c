@@ -1,0 +1,324 @@
+// Row kernels and the optimiser: every instruction set against the reference loops and against each other.
+#include "tests/op_compare.h"
+
+#define TOLERANCE 3e-6
+
+// --- ops without a gradient
+
+// bit 0 noise, bit 1 bf16 table, bit 2 Q8_0 table and several pieces of a row, bit 3 scaled
+static void case_embed(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 900 : 11, vocabulary = 13, cols = variant & 4 ? 608 : 45;
+    int32_t ids[900], lengths[900];
+    for (int i = 0; i < 900; i++) ids[i] = (i * 7 + 3) % 13, lengths[i] = 1 + i % 5;
+    t->call.op = OP_EMBED;
+    t->call.in[0] = bench_i32(t, ids, rows, 1);
+    t->call.in[1] = bench_keys(t, rows);
+    t->call.p.embed.lengths = bench_i32(t, lengths, rows, 1);
+    enum quant format = variant & 4 ? QUANT_Q8_0 : variant & 2 ? QUANT_BF16 : QUANT_F32;
+    t->call.p.embed.w = bench_weight(t, format, vocabulary, cols, 0);
+    t->call.p.embed.scale = variant & 8 ? 24.0f : 1.0f;
+    t->call.p.embed.noise_alpha = variant & 1 ? 5.0f : 0.0f;
+    struct step_scalars s = case_scalars();
+    t->call.scalars = bench_scalars(t, &s);
+    t->call.out[0] = bench_act(t, rows, cols);
+}
+
+static void case_kv_write(struct bench *t, int variant) {
+    static const int32_t slots[] = {5, -1, 0, 8, 2};
+    (void)variant;
+    t->call.op = OP_KV_WRITE;
+    t->call.in[0] = bench_act(t, 5, 12);
+    t->call.in[1] = bench_act(t, 5, 7);
+    t->call.in[2] = bench_i32(t, slots, 5, 1);
+    t->call.out[0] = bench_act(t, 9, 12);
+    t->call.out[1] = bench_act(t, 9, 7);
+}
+
+// The variant is the dtype that is filled.
+static void case_fill(struct bench *t, int variant) {
+    t->call.op = OP_FILL;
+    t->call.out[0] = bench_values(t, (enum dtype)variant, 6, 19);
+    t->call.p.fill.value = variant == DTYPE_U8 ? 0 : 3;
+}
+
+static void case_copy(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 2000 : 7;
+    t->call.op = OP_COPY;
+    t->call.in[0] = bench_act(t, rows, 50);
+    t->call.out[0] = bench_values(t, variant & 1 ? DTYPE_F32 : DTYPE_BF16, rows, 50);
+}
+
+enum { FLAT = 150000 }; // several tasks
+
+static void case_grad_add(struct bench *t, int variant) {
+    t->call.op = OP_GRAD_ADD;
+    t->call.in[0] = bench_values(t, DTYPE_F32, 1, variant ? FLAT : 33);
+    t->call.out[0] = bench_values(t, DTYPE_F32, 1, variant ? FLAT : 33);
+}
+
+static const struct op_case row_cases[] = {
+    {"embed", OP_EMBED, case_embed, 0},
+    {"embed noise", OP_EMBED, case_embed, 1},
+    {"embed bf16 noise scaled", OP_EMBED, case_embed, 1 + 2 + 8},
+    {"embed q8_0 noise many", OP_EMBED, case_embed, 1 + 4 + CASE_MANY_ROWS},
+    {"kv_write", OP_KV_WRITE, case_kv_write, 0},
+    {"fill f32", OP_FILL, case_fill, DTYPE_F32},
+    {"fill bf16", OP_FILL, case_fill, DTYPE_BF16},
+    {"fill i32", OP_FILL, case_fill, DTYPE_I32},
+    {"fill f64", OP_FILL, case_fill, DTYPE_F64},
+    {"fill u8", OP_FILL, case_fill, DTYPE_U8},
+    {"copy to f32", OP_COPY, case_copy, 1},
+    {"copy to bf16", OP_COPY, case_copy, 0},
+    {"copy many", OP_COPY, case_copy, 1 + CASE_MANY_ROWS},
+    {"grad_add", OP_GRAD_ADD, case_grad_add, 0},
+    {"grad_add many", OP_GRAD_ADD, case_grad_add, 1},
+    {"norm rms many", OP_NORM, case_norm, 4 + CASE_MANY_ROWS},
+    {"norm layer many", OP_NORM, case_norm, 1 + 4 + CASE_MANY_ROWS},
+    {"add_norm many", OP_ADD_NORM, case_add_norm, 2 + 4 + CASE_MANY_ROWS},
+    {"add many", OP_ADD, case_add, 2 + CASE_MANY_ROWS},
+    {"glu silu many", OP_GLU, case_glu, CASE_MANY_ROWS},
+    {"glu gelu many", OP_GLU, case_glu, 1 + 16 + CASE_MANY_ROWS},
+    {"rope pairs many", OP_ROPE, case_rope, 4 + 8 + CASE_MANY_ROWS},
+    {"rope halves many", OP_ROPE, case_rope, 1 + 4 + 8 + CASE_MANY_ROWS},
+};
+
+static void compare_op(enum op op) {
+    for (size_t i = 0; i < COUNT_OF(row_cases); i++) {
+        if (row_cases[i].op == op) compare_everywhere(&row_cases[i], TOLERANCE);
+    }
+    for (size_t i = 0; i < COUNT_OF(op_cases); i++) {
+        if (op_cases[i].op == op) compare_everywhere(&op_cases[i], TOLERANCE);
+    }
+}
+
+TEST(test_embed) {
+    compare_op(OP_EMBED);
+}
+TEST(test_norm) {
+    compare_op(OP_NORM);
+}
+TEST(test_add_norm) {
+    compare_op(OP_ADD_NORM);
+}
+TEST(test_add) {
+    compare_op(OP_ADD);
+}
+TEST(test_glu) {
+    compare_op(OP_GLU);
+}
+TEST(test_rope) {
+    compare_op(OP_ROPE);
+}
+TEST(test_copies) {
+    compare_op(OP_KV_WRITE);
+    compare_op(OP_FILL);
+    compare_op(OP_COPY);
+    compare_op(OP_GRAD_ADD);
+}
+
+// --- passes that the comparison does not reach
+
+// y recomputed from s and the saved statistics has the bits of the forward pass.
+TEST(test_recompute) {
+    static const int variants[] = {0, 1 + 4, 4 + 8};
+    static const char *const sets[] = {"reference", "c", "avx2", "avx512"};
+    for (size_t v = 0; v < COUNT_OF(variants) * 2; v++) {
+        for (size_t i = 0; i < COUNT_OF(sets); i++) {
+            struct bench_runner r;
+            struct error err = {0};
+            if (!bench_runner_open(&r, sets[i], 2)) continue;
+            struct bench *t = bench_open(v % 2 ? DTYPE_BF16 : DTYPE_F32, 1);
+            case_add_norm(t, variants[v / 2]);
+            CHECK(bench_run(t, &r, BENCH_FORWARD, &err) == 0);
+            bench_keep(t);
+            struct tensor *y = &t->call.out[1];
+            for (int64_t k = 0; k < y->rows * y->cols; k++) bench_set(t->image, y, k / y->cols, k % y->cols, 99);
+            CHECK_MSG(bench_run(t, &r, BENCH_RECOMPUTE, &err) == 0, "%s", err.text);
+            CHECK_MSG(memcmp(t->image, t->start, t->used) == 0, "%s: other bits", sets[i]);
+            bench_close(t);
+            bench_runner_close(&r);
+        }
+    }
+}
+
+// Ids, positions and slots that point outside are refused, not followed.
+static void expect_refused(void (*build)(struct bench *, int), int variant, int operand, double value,
+                           const char *what) {
+    static const char *const sets[] = {"reference", "c", "avx2", "avx512"};
+    for (size_t i = 0; i < COUNT_OF(sets); i++) {
+        struct bench_runner r;
+        struct error err = {0};
+        if (!bench_runner_open(&r, sets[i], 2)) continue;
+        struct bench *t = bench_open(DTYPE_F32, 0);
+        build(t, variant);
+        bench_set(t->image, &t->call.in[operand], 2, 0, value);
+        CHECK_MSG(bench_run(t, &r, BENCH_FORWARD, &err) != 0, "%s with %g was not refused (%s)", what, value, sets[i]);
+        CHECK_INT(err.code, STATUS_INTERNAL);
+        bench_close(t);
+        bench_runner_close(&r);
+    }
+}
+
+TEST(test_indices_outside) {
+    expect_refused(case_embed, 0, 0, 13, "id");
+    expect_refused(case_embed, 0, 0, -1, "id");
+    expect_refused(case_rope, 0, 2, 9, "position");
+    expect_refused(case_rope, 1, 2, -1, "position");
+    expect_refused(case_kv_write, 0, 2, 9, "slot");
+}
+
+// A NaN anywhere in a row reaches the outputs of the row: nothing hides it.
+TEST(test_nan_passes) {
+    for (size_t i = 0; i < COUNT_OF(compare_sets); i++) {
+        for (int kind = 0; kind < 4; kind++) {
+            struct bench_runner r;
+            struct error err = {0};
+            if (!bench_runner_open(&r, compare_sets[i], 1)) continue;
+            struct bench *t = bench_open(DTYPE_F32, 0);
+            if (kind < 2)
+                case_glu(t, kind);
+            else
+                case_norm(t, kind - 2);
+            bench_set(t->image, &t->call.in[0], 1, 20, NAN);
+            CHECK(bench_run(t, &r, BENCH_FORWARD, &err) == 0);
+            CHECK_MSG(isnan(bench_get(t->image, &t->call.out[0], 1, 20)), "%s, kind %d", compare_sets[i], kind);
+            CHECK(isfinite(bench_get(t->image, &t->call.out[0], 2, 20)));
+            bench_close(t);
+            bench_runner_close(&r);
+        }
+    }
+}
+
+// --- optimiser
+
+// variant: bit 0 large, bit 1 clipped, bit 2 one infinity, bit 3 no trained tokens
+static void case_grad_norm(struct bench *t, int variant) {
+    t->pad = 0;
+    t->call.op = OP_GRAD_NORM;
+    t->call.in[0] = bench_values(t, DTYPE_F32, 1, variant & 1 ? FLAT + 5 : 77);
+    if (variant & 4) bench_set(t->image, &t->call.in[0], 0, 70, INFINITY);
+    struct step_scalars s = case_scalars();
+    s.max_grad_norm = variant & 2 ? 0.5 : 0;
+    if (variant & 8) s.denominator = 0;
+    t->call.scalars = bench_scalars(t, &s);
+}
+
+static struct step_scalars scalars_after(const struct bench *t) {
+    struct step_scalars s;
+    memcpy(&s, t->image + t->call.scalars.offset, sizeof s);
+    return s;
+}
+
+TEST(test_grad_norm) {
+    for (int variant = 0; variant < 16; variant++) {
+        struct op_case c = {"grad_norm", OP_GRAD_NORM, case_grad_norm, variant};
+        struct bench *want = compare_run(&c, DTYPE_F32, 0, "reference", 1), *first = NULL;
+        struct step_scalars w = scalars_after(want);
+        for (size_t i = 0; i < COUNT_OF(compare_sets); i++) {
+            for (int threads = 1; threads <= BENCH_MAX_THREADS; threads++) {
+                struct bench *got = compare_run(&c, DTYPE_F32, 0, compare_sets[i], threads);
+                if (!got) break;
+                struct step_scalars s = scalars_after(got);
+                CHECK(s.nonfinite == (variant & 4 && !(variant & 8) ? 1 : w.nonfinite));
+                CHECK(s.nonfinite == w.nonfinite);
+                if (s.nonfinite == 0) {
+                    CHECK_NEAR(s.grad_norm, w.grad_norm, 1e-12 * w.grad_norm);
+                    CHECK_NEAR(s.clip_scale, w.clip_scale, 1e-12 * w.clip_scale);
+                }
+                if (first) compare_bits(&c, first, got, compare_sets[i]);
+                if (first)
+                    bench_close(got);
+                else
+                    first = got;
+            }
+        }
+        if (!(variant & 12)) { // by hand: what torch's clip_grad_norm_ does with the average
+            double square = 0;
+            for (int64_t k = 0; k < want->call.in[0].cols; k++)
+                square += pow(bench_get(want->image, &want->call.in[0], 0, k) / 7, 2);
+            CHECK_NEAR(w.grad_norm, sqrt(square), 1e-12);
+            double clip = variant & 2 ? fmin(1, 0.5 / (sqrt(square) + 1e-6)) : 1;
+            CHECK_NEAR(w.clip_scale, clip / 7, 1e-12);
+        }
+        if (first) bench_close(first);
+        bench_close(want);
+    }
+}
+
+static const struct param_group groups[] = {{0, 40, 1.0f, 0.01f}, {40, 61, 16.0f, 0.0f}, {61, 77, 1.0f, 0.1f}};
+static const struct param_group large_groups[] = {{0, 70001, 1.0f, 0.01f}, {70001, FLAT, 2.0f, 0.0f}};
+
+// bit 0 large, bit 1 not finite
+static void case_adamw(struct bench *t, int variant) {
+    int64_t n = variant & 1 ? FLAT : 77;
+    t->pad = 0;
+    t->call.op = OP_ADAMW;
+    t->call.in[0] = bench_values(t, DTYPE_F32, 1, n);
+    for (int i = 0; i < 3; i++) t->call.out[i] = bench_values(t, DTYPE_F32, 1, n);
+    for (int64_t k = 0; k < n; k++) { // second moments are not negative
+        bench_set(t->image, &t->call.out[2], 0, k, fabs(bench_get(t->image, &t->call.out[2], 0, k)));
+    }
+    struct step_scalars s = case_scalars();
+    s.clip_scale = 0.25;
+    s.nonfinite = variant & 2 ? 1 : 0;
+    t->call.scalars = bench_scalars(t, &s);
+    t->call.p.adamw.beta1 = 0.9;
+    t->call.p.adamw.beta2 = 0.999;
+    t->call.p.adamw.eps = 1e-8;
+    t->call.p.adamw.n_groups = variant & 1 ? (int)COUNT_OF(large_groups) : (int)COUNT_OF(groups);
+    t->call.p.adamw.groups = variant & 1 ? large_groups : groups;
+}
+
+TEST(test_adamw) {
+    for (int variant = 0; variant < 4; variant++) {
+        struct op_case c = {"adamw", OP_ADAMW, case_adamw, variant};
+        compare_case(&c, DTYPE_F32, 0, TOLERANCE);
+        struct bench *t = compare_run(&c, DTYPE_F32, 0, "c", 1);
+        if (variant & 2)
+            CHECK(memcmp(t->image, t->start, t->used) == 0);
+        else
+            CHECK(memcmp(t->image, t->start, t->used) != 0);
+        bench_close(t);
+    }
+}
+
+// Three steps of torch.optim.AdamW(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01) in plain double, from its
+// published formulas.
+TEST(test_adamw_formulas) {
+    struct bench_runner r;
+    struct error err = {0};
+    bench_require(bench_runner_open(&r, "c", 1), "c kernels");
+    struct bench *t = bench_open(DTYPE_F32, 0);
+    static const struct param_group one = {0, 1, 1.0f, 0.01f};
+    static const double gradient[] = {0.5, -1.0, 2.0};
+    t->call.op = OP_ADAMW;
+    t->call.in[0] = bench_tensor(t, DTYPE_F32, 1, 1);
+    for (int i = 0; i < 3; i++)
+        t->call.out[i] = bench_tensor(t, DTYPE_F32, 1, 1), bench_set(t->image, &t->call.out[i], 0, 0, 0);
+    bench_set(t->image, &t->call.out[0], 0, 0, 1);
+    struct step_scalars s = {.lr = 0.1, .clip_scale = 1};
+    t->call.scalars = bench_scalars(t, &s);
+    t->call.p.adamw.beta1 = 0.9, t->call.p.adamw.beta2 = 0.999, t->call.p.adamw.eps = 1e-8;
+    t->call.p.adamw.n_groups = 1, t->call.p.adamw.groups = &one;
+    double p = 1, m = 0, v = 0;
+    for (int step = 1; step <= 3; step++) {
+        double g = gradient[step - 1];
+        s.step = step;
+        memcpy(t->image + t->call.scalars.offset, &s, sizeof s);
+        bench_set(t->image, &t->call.in[0], 0, 0, g);
+        CHECK(bench_run(t, &r, BENCH_FORWARD, &err) == 0);
+        p -= 0.1 * 0.01 * p;
+        m += (g - m) * (1 - 0.9);
+        v = v * 0.999 + (1 - 0.999) * g * g;
+        double denominator = sqrt(v) / sqrt(1 - pow(0.999, step)) + 1e-8;
+        p -= 0.1 / (1 - pow(0.9, step)) * m / denominator;
+        CHECK_NEAR(bench_get(t->image, &t->call.out[0], 0, 0), p, 3e-7);
+    }
+    CHECK_NEAR(p, 0.89, 0.01); // it moved
+    bench_close(t);
+    bench_runner_close(&r);
+}
+
+TEST_MAIN(CASE(test_embed), CASE(test_norm), CASE(test_add_norm), CASE(test_add), CASE(test_glu), CASE(test_rope),
+          CASE(test_copies), CASE(test_recompute), CASE(test_indices_outside), CASE(test_nan_passes),
+          CASE(test_grad_norm), CASE(test_adamw), CASE(test_adamw_formulas))

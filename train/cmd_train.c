@@ -1,0 +1,134 @@
+// graft train, graft plan.
+#include "data/json.h"
+#include "train/command.h"
+#include "train/trainer.h"
+
+#include <stdio.h>
+#include <string.h>
+
+int config_from_arguments(int argc, char **argv, struct run_config *config, struct error *err) {
+    if (argc < 1) return error_set(err, STATUS_USAGE, "which configuration? graft COMMAND CONFIG.yml [key=value ...]");
+    struct text report = {0};
+    int failed = config_load_report(argv[0], argc - 1, (const char *const *)argv + 1, config, &report, err);
+    if (failed && report.length && strchr(text_str(&report), '\n') != report.data + report.length - 1) {
+        fputs(text_str(&report), stderr); // more than one problem: all of them first
+    }
+    for (size_t i = 0; !failed && i < config->notices.count; i++) fprintf(stderr, "%s\n", config->notices.items[i]);
+    text_free(&report);
+    return failed;
+}
+
+int command_train(int argc, char **argv, struct error *err) {
+    struct option options[] = {{.name = "--resume"}, {.name = "--overwrite"}};
+    struct text command = {0};
+    text_add(&command, "graft train");
+    for (int i = 0; i < argc; i++) text_printf(&command, " %s", argv[i]);
+    struct run_config config = {0};
+    int failed =
+        options_parse(&argc, argv, options, COUNT_OF(options), err) || config_from_arguments(argc, argv, &config, err);
+    if (!failed) {
+        struct trainer_options train = {.resume = option_flag(options, "--resume") ||
+                                                  config.auto_resume_from_checkpoints || config.resume_from_checkpoint,
+                                        .overwrite = option_flag(options, "--overwrite"),
+                                        .command = text_str(&command)};
+        if (train.resume && output_finished(config.output_dir)) {
+            fprintf(stderr, "%s: the run is finished already; nothing to do\n", config.output_dir);
+        } else {
+            struct trainer *t = mem_zalloc(1, sizeof *t);
+            if (!t)
+                failed = error_memory(err, "the trainer", sizeof *t);
+            else {
+                trainer_install_signals();
+                failed = trainer_prepare(&config, &train, t, err) || trainer_run(t, err);
+                trainer_close(t);
+                mem_free(t);
+            }
+        }
+        config_free(&config);
+    }
+    text_free(&command);
+    return failed ? -1 : 0;
+}
+
+static void plan_json(const struct trainer *t, struct text *out) {
+    struct json_writer w = {.out = out, .style = JSON_PRETTY};
+    size_t bytes[PLAN_CLASS_COUNT];
+    plan_class_bytes(t->session.device.plan, bytes);
+    json_begin_object(&w);
+    json_put_key(&w, "peak_bytes");
+    json_put_int(&w, (int64_t)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)));
+    json_put_key(&w, "classes");
+    json_begin_object(&w);
+    for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
+        json_put_key(&w, plan_class_name(i));
+        json_put_int(&w, (int64_t)bytes[i]);
+    }
+    json_put_key(&w, "host");
+    json_put_int(&w, (int64_t)t->session.host_bytes);
+    json_end_object(&w);
+    json_put_key(&w, "trainable_parameters");
+    json_put_int(&w, t->lora.n_params);
+    json_put_key(&w, "total_parameters");
+    json_put_int(&w, (int64_t)t->session.model.total_parameters);
+    json_put_key(&w, "flops_per_token");
+    json_put_double(&w, t->flops_per_token);
+    json_put_key(&w, "steps");
+    json_put_int(&w, t->total_steps);
+    json_put_key(&w, "programs");
+    json_begin_object(&w);
+    for (int i = 0; i < plan_program_count(t->session.device.plan); i++) {
+        size_t size;
+        json_put_key(&w, plan_program(t->session.device.plan, i, &size, NULL));
+        json_put_int(&w, (int64_t)size);
+    }
+    json_end_object(&w);
+    json_end_object(&w);
+    text_char(out, '\n');
+}
+
+static void plan_text(const struct trainer *t, struct text *out) {
+    const struct plan *plan = t->session.device.plan;
+    const struct model *m = &t->session.model;
+    size_t bytes[PLAN_CLASS_COUNT];
+    plan_class_bytes(plan, bytes);
+    text_printf(out, "base        %s, %s, %.1f M parameters, %.1f MiB mapped (not counted below)\n", m->name,
+                m->file_type, (double)m->total_parameters / 1e6, (double)m->file_bytes / 1048576);
+    text_printf(out, "adapter     %lld trainable parameters on %d linears\n", (long long)t->lora.n_params,
+                t->adapter.n_modules);
+    text_printf(out, "data        %zu rows, %llu tokens, %llu trained; fill %.1f %%\n", t->train.count,
+                (unsigned long long)t->train.tokens, (unsigned long long)t->train.trained_tokens,
+                100 * loader_fill(t->loader));
+    text_printf(out, "steps       %lld (%lld an epoch), %.1f MFLOP per token\n\n", (long long)t->total_steps,
+                (long long)t->steps_per_epoch, t->flops_per_token / 1e6);
+    text_printf(out, "memory at the peak, in \"%s\"\n", plan_peak_program(plan));
+    for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
+        if (bytes[i]) text_printf(out, "  %-12s %9.1f MiB\n", plan_class_name(i), (double)bytes[i] / 1048576);
+    }
+    text_printf(out, "  %-12s %9.1f MiB  (vocabulary, data, program)\n", "host",
+                (double)t->session.host_bytes / 1048576);
+    text_printf(out, "  %-12s %9.1f MiB\n", "peak", (double)(t->session.host_bytes + plan_arena_bytes(plan)) / 1048576);
+}
+
+int command_plan(int argc, char **argv, struct error *err) {
+    struct option options[] = {{.name = "--json"}};
+    struct run_config config = {0};
+    if (options_parse(&argc, argv, options, 1, err) || config_from_arguments(argc, argv, &config, err)) return -1;
+    struct trainer_options train = {.command = "graft plan"};
+    struct text out = {0};
+    struct trainer *t = mem_zalloc(1, sizeof *t);
+    int failed = t ? trainer_prepare(&config, &train, t, err) : error_memory(err, "the trainer", sizeof *t);
+    if (!failed) {
+        t->session.host_bytes = memory_held();
+        failed = plan_seal(t->session.device.plan, err);
+        if (option_flag(options, "--json"))
+            plan_json(t, &out);
+        else
+            plan_text(t, &out);
+        if (!failed) failed = print_result(&out, err);
+    }
+    if (t) trainer_close(t);
+    mem_free(t);
+    text_free(&out);
+    config_free(&config);
+    return failed;
+}

@@ -1,0 +1,251 @@
+// What a run leaves behind. See trainer.h. The adapter is durable before anything else is written.
+#include "train/trainer.h"
+
+#include "data/json.h"
+#include "kernels/hash.h"
+#include "train/checkpoint.h"
+#include "train/report.h"
+#include "train/version.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static char *in_output(const struct trainer *t, struct pool *pool, const char *name) {
+    return pool_printf(pool, "%s/%s", t->config->output_dir, name);
+}
+
+int trainer_write_adapter(struct trainer *t, const char *folder, struct error *err) {
+    struct pool pool = {0};
+    char *gguf = pool_printf(&pool, "%s/adapter.gguf", folder);
+    int failed = gguf ? 0 : error_memory(err, "a path", strlen(folder));
+    failed = failed || lora_download(&t->lora, err) || peft_write(folder, &t->adapter, err) ||
+             gguf_adapter_write(gguf, &t->adapter, err);
+    pool_free(&pool);
+    return failed ? -1 : 0;
+}
+
+// The adapter of the best evaluation, from its checkpoint.
+static int load_best(struct trainer *t, struct error *err) {
+    int64_t step = t->state.best_step;
+    if (!t->config->load_best_model_at_end || step < 1 || step == t->state.step) return 0;
+    struct pool pool = {0};
+    struct adapter best;
+    int64_t found;
+    char *folder = pool_printf(&pool, "%s/checkpoints/step-%06lld", t->config->output_dir, (long long)step);
+    int failed = folder ? 0 : error_memory(err, "a path", 64);
+    failed = failed || checkpoint_verify(folder, &found, err) || peft_read(folder, &t->session.model, &best, err);
+    if (!failed) {
+        struct adapter last = t->adapter;
+        t->adapter = best;
+        failed = lora_upload(&t->lora, err);
+        adapter_free(&last);
+        runlog_say(&t->log, "the adapter is that of step %lld, the best evaluation (eval_loss %.4f)", (long long)step,
+                   t->state.best_metric);
+    }
+    pool_free(&pool);
+    return failed ? -1 : 0;
+}
+
+static void put_file(struct json_writer *w, const char *key, const char *path) {
+    uint8_t digest[SHA256_BYTES];
+    char hex[2 * SHA256_BYTES + 1];
+    if (sha256_file(path, digest, NULL, NULL)) return;
+    sha256_hex(digest, hex);
+    json_put_key(w, key);
+    json_put_string(w, hex);
+}
+
+static void put_number(struct json_writer *w, const char *key, double value) {
+    json_put_key(w, key);
+    json_put_double(w, value);
+}
+
+static void put_text(struct json_writer *w, const char *key, const char *value) {
+    json_put_key(w, key);
+    if (value)
+        json_put_string(w, value);
+    else
+        json_put_null(w);
+}
+
+static void put_base(const struct trainer *t, struct json_writer *w) {
+    const struct model *m = &t->session.model;
+    json_put_key(w, "base");
+    json_begin_object(w);
+    put_text(w, "path", m->path);
+    put_text(w, "name", m->name);
+    put_text(w, "repository", t->config->base_model_hf ? t->config->base_model_hf : m->hf_repository);
+    put_text(w, "file_type", m->file_type);
+    put_text(w, "header_sha256", t->state.base_sha256);
+    put_number(w, "bytes", (double)m->file_bytes);
+    put_number(w, "parameters", (double)m->total_parameters);
+    json_end_object(w);
+}
+
+static void put_data(const struct trainer *t, struct json_writer *w) {
+    const struct dataset *d = &t->train;
+    json_put_key(w, "data");
+    json_begin_object(w);
+    put_text(w, "sha256", t->state.data_sha256);
+    put_number(w, "rows", (double)d->count);
+    put_number(w, "tokens", (double)d->tokens);
+    put_number(w, "trained_tokens", (double)d->trained_tokens);
+    put_number(w, "held_out_rows", (double)t->held_out.count);
+    json_put_key(w, "dropped");
+    json_begin_object(w);
+    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) put_number(w, drop_reason_name(i), (double)d->dropped[i]);
+    json_end_object(w);
+    json_end_object(w);
+}
+
+static void put_memory(const struct trainer *t, struct json_writer *w) {
+    size_t bytes[PLAN_CLASS_COUNT];
+    plan_class_bytes(t->session.device.plan, bytes);
+    json_put_key(w, "memory");
+    json_begin_object(w);
+    put_number(w, "planned_bytes", (double)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)));
+    for (int i = 0; i < PLAN_CLASS_COUNT; i++) put_number(w, plan_class_name(i), (double)bytes[i]);
+    put_number(w, "host", (double)t->session.host_bytes);
+    put_number(w, "held_bytes", (double)memory_held());
+    put_number(w, "peak_resident_bytes", (double)memory_peak());
+    json_end_object(w);
+}
+
+int trainer_write_manifest(const struct trainer *t, const char *status, struct error *err) {
+    struct pool pool = {0};
+    struct text text = {0}, config = {0};
+    struct json_writer w = {.out = &text, .style = JSON_PRETTY};
+    char now[21];
+    clock_iso(clock_wall(), now);
+    json_begin_object(&w);
+    put_text(&w, "graft", GRAFT_VERSION);
+    put_text(&w, "status", status);
+    put_text(&w, "run_id", t->run_id);
+    put_text(&w, "written", now);
+    put_text(&w, "command", t->options.command);
+    put_number(&w, "seed", (double)t->config->seed);
+    put_number(&w, "step", (double)t->state.step);
+    put_number(&w, "steps", (double)t->total_steps);
+    put_number(&w, "tokens", (double)t->state.tokens);
+    put_number(&w, "seconds", t->seconds);
+    put_number(&w, "loss", t->last_loss);
+    put_number(&w, "eval_loss_before", t->first_eval);
+    put_number(&w, "eval_loss", t->last_eval);
+    put_text(&w, "arithmetic", t->state.arithmetic);
+    put_text(&w, "backend", backend_describe(t->session.device.backend));
+    put_number(&w, "trainable_parameters", (double)t->lora.n_params);
+    put_base(t, &w);
+    put_data(t, &w);
+    put_memory(t, &w);
+    put_text(&w, "config_sha256", t->state.config_sha256);
+    config_write_effective(t->config, &config);
+    put_text(&w, "config", text_str(&config));
+    if (strcmp(status, "finished") == 0) {
+        json_put_key(&w, "sha256");
+        json_begin_object(&w);
+        put_file(&w, "adapter_model.safetensors", in_output(t, &pool, "adapter_model.safetensors"));
+        put_file(&w, "adapter.gguf", in_output(t, &pool, "adapter.gguf"));
+        json_end_object(&w);
+    }
+    json_end_object(&w);
+    text_char(&text, '\n');
+    const char *path = in_output(t, &pool, "run.json");
+    int failed = text_failed(&text) || text_failed(&config) || !path ? error_memory(err, "run.json", text.length)
+                                                                     : file_replace(path, text.data, text.length, err);
+    text_free(&text);
+    text_free(&config);
+    pool_free(&pool);
+    return failed;
+}
+
+// --- report.html
+
+enum { MAX_FACTS = 24 };
+struct facts {
+    struct pool pool;
+    struct report_pair list[MAX_FACTS];
+    int n;
+};
+
+static void fact(struct facts *f, const char *key, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static void fact(struct facts *f, const char *key, const char *format, ...) {
+    char value[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(value, sizeof value, format, args);
+    va_end(args);
+    char *copy = pool_strdup(&f->pool, value);
+    if (f->n < MAX_FACTS && copy) f->list[f->n++] = (struct report_pair){key, copy};
+}
+
+static void run_facts(const struct trainer *t, struct facts *f) {
+    const struct model *m = &t->session.model;
+    const struct run_config *c = t->config;
+    fact(f, "base", "%s (%s, %.1f M parameters)", m->name, m->file_type, (double)m->total_parameters / 1e6);
+    fact(f, "adapter", "LoRA r %d, alpha %g, dropout %g, %d linears, %.2f M parameters", t->adapter.r,
+         (double)t->adapter.alpha, (double)t->adapter.dropout, t->adapter.n_modules, (double)t->lora.n_params / 1e6);
+    for (size_t i = 0; i < c->datasets.count; i++) fact(f, "data", "%s", c->datasets.items[i].path);
+    fact(f, "rows", "%zu read, %llu tokens, %llu trained", t->train.count, (unsigned long long)t->train.tokens,
+         (unsigned long long)t->train.trained_tokens);
+    fact(f, "held out", "%zu rows", t->held_out.count);
+    fact(f, "steps", "%lld of %lld, %g epochs", (long long)t->state.step, (long long)t->total_steps, c->num_epochs);
+    fact(f, "batch", "%lld x %lld tokens, %lld accumulated%s", (long long)c->micro_batch_size,
+         (long long)c->sequence_len, (long long)c->gradient_accumulation_steps, c->sample_packing ? ", packed" : "");
+    fact(f, "learning rate", "%g, %lld warm-up steps", c->learning_rate, (long long)t->schedule.warmup);
+    fact(f, "arithmetic", "%s on %s", t->state.arithmetic, backend_describe(t->session.device.backend));
+    fact(f, "speed", "%.0f tokens/s over %.0f s", t->seconds > 0 ? (double)t->state.tokens / t->seconds : 0,
+         t->seconds);
+    fact(f, "seed", "%llu", (unsigned long long)c->seed);
+}
+
+static void memory_facts(const struct trainer *t, struct facts *f) {
+    size_t bytes[PLAN_CLASS_COUNT];
+    plan_class_bytes(t->session.device.plan, bytes);
+    for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
+        if (bytes[i]) fact(f, plan_class_name(i), "%.1f MiB", (double)bytes[i] / 1048576);
+    }
+    fact(f, "vocabulary, data, program", "%.1f MiB", (double)t->session.host_bytes / 1048576);
+    fact(f, "planned", "%.1f MiB",
+         (double)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)) / 1048576);
+    fact(f, "held at the end", "%.1f MiB", (double)memory_held() / 1048576);
+}
+
+static int write_report(const struct trainer *t, struct error *err) {
+    struct facts run = {0}, memory = {0}, results = {0};
+    run_facts(t, &run);
+    memory_facts(t, &memory);
+    fact(&results, "loss, last step", "%.4f", t->last_loss);
+    if (!isnan(t->first_eval)) fact(&results, "eval loss, first", "%.4f", t->first_eval);
+    if (!isnan(t->last_eval)) fact(&results, "eval loss, last", "%.4f", t->last_eval);
+    struct report report = {.title = t->config->output_dir,
+                            .facts = run.list,
+                            .n_facts = run.n,
+                            .log_path = in_output(t, &run.pool, "log.jsonl"),
+                            .memory = memory.list,
+                            .n_memory = memory.n,
+                            .results = results.list,
+                            .n_results = results.n};
+    const char *path = in_output(t, &run.pool, "report.html");
+    int failed = report.log_path && path ? report_write(path, &report, err) : error_memory(err, "the report", 64);
+    pool_free(&run.pool);
+    pool_free(&memory.pool);
+    pool_free(&results.pool);
+    return failed;
+}
+
+int trainer_finish(struct trainer *t, struct error *err) {
+    struct pool pool = {0};
+    char *probe = in_output(t, &pool, "probe.jsonl"), time[32];
+    int failed = probe ? 0 : error_memory(err, "a path", 64);
+    failed = failed || load_best(t, err) || trainer_write_adapter(t, t->config->output_dir, err) ||
+             evaluator_logprobs(&t->probe, t->lora.number, probe, err) || write_report(t, err) ||
+             trainer_write_card(t, err) || trainer_write_manifest(t, "finished", err);
+    pool_free(&pool);
+    if (failed) return -1;
+    runlog_duration(t->seconds, time);
+    runlog_say(&t->log,
+               "done: %lld steps in %s; adapter in %s (PEFT) and %s/adapter.gguf (llama.cpp); report: %s/report.html",
+               (long long)t->state.step, time, t->config->output_dir, t->config->output_dir, t->config->output_dir);
+    return 0;
+}

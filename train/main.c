@@ -1,0 +1,85 @@
+// graft: fine-tunes open-weight language models with LoRA and QLoRA. See command.h for what it can do.
+#include "train/command.h"
+#include "train/version.h"
+
+#include <locale.h>
+#include <stdio.h>
+#include <string.h>
+
+const struct command command_table[] = {
+    {"train", "CONFIG.yml [key=value ...]", "train an adapter", command_train,
+     "  --resume      continue the newest verified checkpoint of output_dir\n"
+     "  --overwrite   replace what an earlier run left in output_dir\n"},
+    {"plan", "CONFIG.yml [key=value ...]", "memory by class, FLOPs, steps; reads no weights", command_plan,
+     "  --json        one JSON object\n"},
+    {"check", "CONFIG.yml [key=value ...]", "render rows token by token, lint the whole dataset", command_check,
+     "  --row N       show row N (default: the first three)\n"
+     "  --json        one JSON object per row: row, text, ids, trained, dropped\n"},
+    {"inspect", "PATH", "what a GGUF, safetensors file, adapter or checkpoint holds", command_inspect,
+     "  --json        one JSON object\n"
+     "  --tensors     list every tensor\n"},
+    {"eval", "CONFIG.yml [key=value ...]", "loss, perplexity, valid JSON and exact match", command_eval,
+     "  --adapter A   PEFT folder, run folder, checkpoint or adapter.gguf; without it the base alone\n"
+     "  --data F      this file instead of test_datasets or the held-out part\n"
+     "  --logprobs F  write the log-probability of every token to F (JSONL)\n"
+     "  --no-generate loss only, no answers\n"
+     "  --answers F   write prompt, reference and answer of every row to F (JSONL)\n"
+     "  --rows N      generate answers to the first N rows only\n"
+     "  --json        one JSON object\n"},
+    {"chat", "", "generate with a base and adapters, swapping while it runs", command_chat,
+     "  --base B          GGUF file\n"
+     "  --adapter A       may be given several times; /adapter NAME|none switches\n"
+     "  --prompt TEXT     answer this and leave\n"
+     "  --system TEXT     system message\n"
+     "  --max-tokens N    default 512\n"
+     "  --temperature X   0 = greedy (default)\n"
+     "  --top-p X  --seed N  --threads N  --stats\n"},
+    {"export", "ADAPTER", "write an adapter in another form", command_export,
+     "  --to peft|gguf|mlx|merged\n"
+     "  --base B      the GGUF it was trained on\n"
+     "  --out PATH    where to (default: beside the adapter)\n"
+     "  --type T      merged: f32, f16 (default), bf16 or q8_0\n"},
+    {"verify", "ADAPTER", "reload every file and compare with the trainer's log-probabilities", command_verify,
+     "  --base B      the GGUF it was trained on\n"
+     "  --json        one JSON object\n"},
+    {"publish", "ADAPTER", "hot-load into a running server", NULL, ""},
+    {"quantize", "BASE", "convert a base", NULL, ""},
+    {"tokenize", "TOKENIZER", "text to token ids", NULL, ""},
+    {"render", "TOKENIZER ROWS.jsonl", "messages to text", NULL, ""},
+    {"fetch", "ORG/NAME", "download a base", NULL, ""},
+    {"doctor", "[PATH]", "this machine, or the checksums of a checkpoint", command_doctor, ""},
+    {"help", "[COMMAND|KEY]", "this text, a command, or a configuration key", command_help,
+     "  --markdown    all keys as docs/config.md\n"},
+};
+const int command_count = (int)COUNT_OF(command_table);
+
+int main(int argc, char **argv) {
+    struct error err = {0};
+    setlocale(LC_NUMERIC, "C"); // numbers in files have a point wherever the machine stands
+    const char *name = argc > 1 ? argv[1] : "help";
+    if (strcmp(name, "--version") == 0) {
+        puts("graft " GRAFT_VERSION);
+        return 0;
+    }
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) name = "help";
+    const struct command *command = NULL;
+    for (int i = 0; i < command_count; i++) {
+        if (strcmp(command_table[i].name, name) == 0) command = &command_table[i];
+    }
+    for (int i = 2; i < argc && command; i++) { // graft train --help
+        if (strcmp(argv[i], "--help") == 0) {
+            char *topic = argv[1];
+            return command_help(1, &topic, &err) ? err.code : 0;
+        }
+    }
+    int failed;
+    if (!command)
+        failed = error_set(&err, STATUS_USAGE, "'%s' is not a command; `graft help` lists them", name);
+    else if (!command->run)
+        failed = error_set(&err, STATUS_USAGE, "%s: not in this version", name);
+    else
+        failed = command->run(argc > 2 ? argc - 2 : 0, argv + 2, &err);
+    if (!failed) return 0;
+    fprintf(stderr, "graft: %s\n", err.text);
+    return err.code ? err.code : STATUS_INTERNAL;
+}

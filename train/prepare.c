@@ -1,0 +1,237 @@
+// The part of trainer.h before step 0: base, dataset, adapter, schedule, memory plan.
+#include "train/trainer.h"
+
+#include "adapters/targets.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { PROBE_ROWS = 32 };
+
+static int open_base(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    struct text notice = {0};
+    struct session_options options = {.base = c->base_model,
+                                      .chat_template = c->chat_template,
+                                      .dtype = session_dtype(c->precision, &notice),
+                                      .threads = (int)c->threads,
+                                      .late = session_wants_late()};
+    for (size_t i = 0; i < c->datasets.count + c->test_datasets.count; i++) {
+        bool train = i < c->datasets.count;
+        const struct dataset_config *d = train ? &c->datasets.items[i] : &c->test_datasets.items[i - c->datasets.count];
+        options.need_template |= d->type == CONFIG_DATA_CHAT;
+    }
+    if (notice.length) fprintf(stderr, "%s\n", text_str(&notice));
+    text_free(&notice);
+    return session_open(&options, &t->session, err);
+}
+
+static int read_data(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    if (session_read_data(&t->session, c, &c->datasets, c->sequence_len, &t->train, err)) return -1;
+    if (c->test_datasets.count &&
+        session_read_data(&t->session, c, &c->test_datasets, c->eval_sequence_len, &t->held_out, err)) {
+        return -1;
+    }
+    if (c->val_set_size > 0 && dataset_split(&t->train, c->val_set_size, c->seed, &t->held_out, err)) return -1;
+    t->evaluates = t->held_out.count > 0;
+    return 0;
+}
+
+static int make_adapter(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    const struct model *model = &t->session.model;
+    if (c->lora_model_dir) {
+        if (adapter_read(c->lora_model_dir, model, &t->adapter, err)) return -1;
+        t->adapter.dropout = (float)c->lora_dropout;
+        return 0;
+    }
+    struct target_options targets = {.regex = c->lora_target_modules.regex,
+                                     .names = c->lora_target_modules.names.items,
+                                     .n_names = c->lora_target_modules.names.count,
+                                     .all_linear = c->lora_target_linear,
+                                     .layers = c->peft_layers_to_transform.items,
+                                     .n_layers = c->peft_layers_to_transform.count};
+    int n, *ids = mem_alloc((size_t)model->n_modules * sizeof *ids);
+    if (!ids) return error_memory(err, "adapter targets", (size_t)model->n_modules * sizeof *ids);
+    int failed = targets_select(model, &targets, ids, &n, err) ||
+                 adapter_new(model, ids, n, (int)c->lora_r, (float)c->lora_alpha, (float)c->lora_dropout,
+                             c->peft_use_rslora, &t->adapter, err);
+    mem_free(ids);
+    if (failed) return -1;
+    static const enum lora_init inits[] = {[CONFIG_INIT_KAIMING] = LORA_INIT_KAIMING,
+                                           [CONFIG_INIT_GAUSSIAN] = LORA_INIT_GAUSSIAN,
+                                           [CONFIG_INIT_RANDOM] = LORA_INIT_RANDOM};
+    lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
+    return 0;
+}
+
+static double or_default(double value, double fallback) {
+    return value == CONFIG_UNSET ? fallback : value;
+}
+
+static int make_schedule(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    int64_t accumulate = c->gradient_accumulation_steps, steps = 0;
+    int64_t micro = loader_count(t->loader, 0, err);
+    if (micro < 0) return -1;
+    t->steps_per_epoch = (micro + accumulate - 1) / accumulate;
+    int64_t epochs = (int64_t)ceil(c->num_epochs);
+    for (int64_t e = 0; e < epochs && c->max_steps == CONFIG_UNSET; e++) { // packing makes epochs differ by a few
+        if ((micro = loader_count(t->loader, e, err)) < 0) return -1;
+        int64_t here = (micro + accumulate - 1) / accumulate;
+        double part = fmin(1, c->num_epochs - (double)e);
+        steps += (int64_t)ceil(part * (double)here - 1e-9);
+    }
+    t->total_steps = c->max_steps != CONFIG_UNSET ? c->max_steps : steps;
+    if (t->total_steps < 1)
+        return error_set(err, STATUS_CONFIG, "the run has no steps: num_epochs %g, max_steps %lld", c->num_epochs,
+                         (long long)c->max_steps);
+    int64_t warmup = c->warmup_steps != CONFIG_UNSET   ? c->warmup_steps
+                     : c->warmup_ratio != CONFIG_UNSET ? (int64_t)ceil(c->warmup_ratio * (double)t->total_steps)
+                                                       : schedule_default_warmup(t->total_steps);
+    static const enum schedule_kind kinds[] = {[CONFIG_LR_CONSTANT] = SCHEDULE_CONSTANT,
+                                               [CONFIG_LR_CONSTANT_WITH_WARMUP] = SCHEDULE_CONSTANT_WARMUP,
+                                               [CONFIG_LR_LINEAR] = SCHEDULE_LINEAR,
+                                               [CONFIG_LR_COSINE] = SCHEDULE_COSINE,
+                                               [CONFIG_LR_REX] = SCHEDULE_REX,
+                                               [CONFIG_LR_ONE_CYCLE] = SCHEDULE_ONE_CYCLE,
+                                               [CONFIG_LR_INVERSE_SQRT] = SCHEDULE_INVERSE_SQRT,
+                                               [CONFIG_LR_POLYNOMIAL] = SCHEDULE_POLYNOMIAL};
+    double rising = (double)warmup / (double)t->total_steps;
+    t->schedule = (struct schedule){
+        .kind = kinds[c->lr_scheduler],
+        .lr = c->learning_rate,
+        .steps = t->total_steps,
+        .warmup = warmup,
+        .min_ratio = or_default(c->cosine_min_lr_ratio, 0),
+        .constant_ratio = or_default(c->cosine_constant_lr_ratio, 0),
+        .quadratic_warmup = c->lr_quadratic_warmup,
+        .cycles = or_default(c->lr_scheduler_kwargs.num_cycles, 0.5),
+        .power = or_default(c->lr_scheduler_kwargs.power, 1),
+        .lr_end = or_default(c->lr_scheduler_kwargs.lr_end, 1e-7),
+        .timescale = or_default((double)c->lr_scheduler_kwargs.timescale, 0),
+        .pct_start = or_default(c->lr_scheduler_kwargs.pct_start, rising > 0 ? rising : 0.3),
+        .div_factor = or_default(c->lr_scheduler_kwargs.div_factor, 25),
+        .final_div_factor = or_default(c->lr_scheduler_kwargs.final_div_factor, 1e4),
+    };
+    return 0;
+}
+
+// Borrows the first rows in use of the held-out set, or of the training set when there is none.
+static int probe_rows(struct trainer *t, struct error *err) {
+    const struct dataset *from = t->evaluates ? &t->held_out : &t->train;
+    struct dataset *to = &t->probe_rows;
+    to->samples = pool_array(&to->pool, PROBE_ROWS, sizeof *to->samples);
+    if (!to->samples) return error_memory(err, "probe rows", PROBE_ROWS * sizeof *to->samples);
+    for (size_t i = 0; i < from->count && to->count < PROBE_ROWS; i++) {
+        const struct sample *s = &from->samples[i];
+        if (s->dropped) continue;
+        to->samples[to->count++] = *s;
+        if (s->count > to->longest) to->longest = s->count;
+    }
+    return 0;
+}
+
+static int open_loaders(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    struct loader_options loading = {.micro_batch_size = (int)c->micro_batch_size,
+                                     .sequence_len = (int)c->sequence_len,
+                                     .packing = c->sample_packing,
+                                     .group_by_length = c->group_by_length,
+                                     .shuffle = c->shuffle_merged_datasets,
+                                     .seed = c->seed,
+                                     .buckets = c->pad_to_sequence_len ? 1 : 8};
+    struct eval_options evaluating = {
+        .batch_size = c->eval_batch_size, .sequence_len = c->eval_sequence_len, .packing = c->eval_sample_packing};
+    t->loader = loader_open(&t->train, &loading, err);
+    if (!t->loader) return -1;
+    if (t->evaluates && evaluator_open(&t->session, "evaluate", &t->held_out, &evaluating, &t->evaluator, err))
+        return -1;
+    if (probe_rows(t, err)) return -1;
+    return evaluator_open(&t->session, "probe", &t->probe_rows, &evaluating, &t->probe, err);
+}
+
+// Adapter, step engine: made once while the plan is recorded and once more on the real device.
+static int attach(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    struct step_options options = {
+        .accumulate = (int)c->gradient_accumulation_steps,
+        .neftune_alpha = (float)or_default(c->neftune_noise_alpha, 0),
+        .checkpoint = c->gradient_checkpointing == CONFIG_TRUE,
+        .max_grad_norm = c->max_grad_norm,
+        .beta1 = (float)c->adam_beta1,
+        .beta2 = (float)c->adam_beta2,
+        .eps = (float)c->adam_epsilon,
+        .weight_decay = (float)c->weight_decay,
+        .lr_ratio_b = (float)or_default(c->loraplus_lr_ratio, 1),
+        .seed = c->seed,
+    };
+    step_close(&t->engine);
+    return lora_attach(&t->session.decoder, &t->adapter, 0, true, options.accumulate > 1, &t->lora, err) ||
+                   step_open(&t->session, &t->lora, &options, &t->engine, err)
+               ? -1
+               : 0;
+}
+
+static int record(struct trainer *t, struct error *err) {
+    int32_t buckets[8], n = loader_buckets(t->loader, buckets), max_new;
+    struct decoder_limits limits = {
+        .max_rows = buckets[n - 1], .max_seqs = loader_max_seqs(t->loader), .max_positions = t->train.longest + 1};
+    if (t->evaluates) evaluator_limits(&t->evaluator, &limits);
+    evaluator_limits(&t->probe, &limits);
+    t->generates = t->config->generate_samples && t->evaluates;
+    if (t->generates) {
+        limits.cache_seqs = (int32_t)t->config->num_generation_samples;
+        if (limits.cache_seqs > 8) limits.cache_seqs = 8;
+        limits.cache_len =
+            generation_length(&t->held_out, &max_new) - max_new + (int32_t)t->config->generation_max_new_tokens;
+        if (limits.max_positions < limits.cache_len) limits.max_positions = limits.cache_len;
+    }
+    if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
+    if (session_record(&t->session, &limits, err) || attach(t, err)) return -1;
+    if (step_record(&t->engine, buckets, n, t->batch.max_seqs, err)) return -1;
+    double rows = 0;
+    for (int i = 0; i < n; i++) rows += buckets[i];
+    t->flops_per_token = t->session.device.flops / rows;
+    if (t->evaluates && evaluator_record(&t->evaluator, t->lora.number, err)) return -1;
+    if (evaluator_record(&t->probe, t->lora.number, err)) return -1;
+    return t->generates ? generator_record(&t->session.generator, 1, err) : 0;
+}
+
+int trainer_prepare(const struct run_config *config, const struct trainer_options *options, struct trainer *out,
+                    struct error *err) {
+    struct trainer *t = out;
+    *t = (struct trainer){.config = config,
+                          .options = *options,
+                          .first_eval = NAN,
+                          .last_eval = NAN,
+                          .last_loss = NAN,
+                          .checkpoint_step = -1,
+                          .last_eval_step = -1};
+    t->state.best_step = -1;
+    return open_base(t, err) || read_data(t, err) || make_adapter(t, err) || open_loaders(t, err) ||
+                   make_schedule(t, err) || record(t, err)
+               ? -1
+               : 0;
+}
+
+int trainer_start_device(struct trainer *t, struct error *err) {
+    return session_start(&t->session, err) || attach(t, err) || lora_upload(&t->lora, err) ? -1 : 0;
+}
+
+void trainer_close(struct trainer *t) {
+    step_close(&t->engine);
+    evaluator_close(&t->evaluator);
+    evaluator_close(&t->probe);
+    pool_free(&t->probe_rows.pool);
+    batch_close(&t->batch);
+    loader_close(t->loader);
+    adapter_free(&t->adapter);
+    session_close(&t->session);
+    dataset_free(&t->train);
+    dataset_free(&t->held_out);
+    runlog_close(&t->log);
+    if (t->lock.path) file_unlock(&t->lock);
+    *t = (struct trainer){0};
+}

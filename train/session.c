@@ -1,0 +1,151 @@
+// See session.h.
+#include "train/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum dtype session_dtype(enum config_precision precision, struct text *notice) {
+    bool fast = backend_cpu_has_bf16();
+    switch (precision) {
+    case CONFIG_PRECISION_AUTO: return fast ? DTYPE_BF16 : DTYPE_F32;
+    case CONFIG_PRECISION_BF16:
+        if (!fast)
+            text_add(notice,
+                     "bf16: this CPU has no bf16 instructions: products of bf16-rounded inputs in fp32, at fp32 speed");
+        return DTYPE_BF16;
+    case CONFIG_PRECISION_HALF: text_add(notice, "fp16: on a CPU this runs in fp32"); return DTYPE_F32;
+    case CONFIG_PRECISION_FP32: return DTYPE_F32;
+    }
+    return DTYPE_F32;
+}
+
+bool session_wants_late(void) {
+    const char *name = getenv("GRAFT_BACKEND");
+    return name && strcmp(name, "late") == 0;
+}
+
+int session_open(const struct session_options *options, struct session *out, struct error *err) {
+    *out = (struct session){.options = *options};
+    out->threads = options->threads > 0 ? options->threads : cpu_count_available();
+    if (model_open(options->base, &out->model, err)) return -1;
+    const struct vocab_source *vocab = &out->model.vocab;
+    out->tokenizer = tokenizer_open(vocab, err);
+    if (out->tokenizer && options->need_template) {
+        out->chat =
+            chat_template_open(options->chat_template, vocab->chat_template.bytes, vocab->chat_template.length, err);
+    }
+    if (out->tokenizer && (out->chat || !options->need_template)) return 0;
+    session_close(out);
+    return -1;
+}
+
+static int open_parts(struct session *s, struct error *err) {
+    if (decoder_open(&s->device, &s->model, &s->limits, s->options.dtype, &s->decoder, err)) return -1;
+    return s->limits.cache_seqs > 0 ? generator_open(&s->decoder, &s->generator, err) : 0;
+}
+
+static void close_parts(struct session *s) {
+    generator_close(&s->generator);
+    decoder_close(&s->decoder);
+}
+
+int session_record(struct session *s, const struct decoder_limits *limits, struct error *err) {
+    s->limits = *limits;
+    if (s->limits.cache_seqs > 0 && s->limits.max_rows < GENERATOR_MAX_PREFILL)
+        s->limits.max_rows = GENERATOR_MAX_PREFILL;
+    if (device_open_recording(&s->device, s->threads, err)) return -1;
+    backend_set_weights(s->device.backend, s->model.weights, s->model.n_weights, s->model.n_segments);
+    return open_parts(s, err);
+}
+
+int session_start(struct session *s, struct error *err) {
+    close_parts(s);
+    struct backend *backend = s->options.late ? backend_open_late(s->threads, err) : backend_open_cpu(s->threads, err);
+    if (!backend) return -1;
+    s->host_bytes = memory_held();
+    if (device_start(&s->device, backend, err)) return -1;
+    return open_parts(s, err);
+}
+
+void session_close(struct session *s) {
+    close_parts(s);
+    device_close(&s->device);
+    chat_template_close(s->chat);
+    tokenizer_close(s->tokenizer);
+    model_close(&s->model);
+    *s = (struct session){0};
+}
+
+// One line "NAME:   123 kB" of /proc/self/status in bytes.
+static uint64_t status_bytes(const char *text, const char *name) {
+    const char *line = strstr(text, name);
+    return line ? strtoull(line + strlen(name), NULL, 10) * 1024 : 0;
+}
+
+uint64_t memory_held(void) {
+    struct text status;
+    if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
+    uint64_t bytes = status_bytes(text_str(&status), "RssAnon:") + status_bytes(text_str(&status), "RssShmem:");
+    text_free(&status);
+    return bytes;
+}
+
+uint64_t memory_peak(void) {
+    struct text status;
+    if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
+    uint64_t bytes = status_bytes(text_str(&status), "VmHWM:");
+    text_free(&status);
+    return bytes;
+}
+
+static struct dataset_options data_options(const struct session *s, const struct run_config *config,
+                                           const struct dataset_config *set, int64_t sequence_len) {
+    static const enum dataset_kind kinds[] = {[CONFIG_DATA_TOKENS] = DATASET_TOKENS,
+                                              [CONFIG_DATA_CHAT] = DATASET_CHAT,
+                                              [CONFIG_DATA_ALPACA] = DATASET_ALPACA};
+    static const enum train_on train_on[] = {[CONFIG_ON_TURN] = TRAIN_ON_TURN,
+                                             [CONFIG_ON_ALL] = TRAIN_ON_ALL,
+                                             [CONFIG_ON_LAST] = TRAIN_ON_LAST,
+                                             [CONFIG_ON_NONE] = TRAIN_ON_NONE};
+    static const enum excess_policy excess[] = {[CONFIG_EXCESS_DROP] = EXCESS_DROP,
+                                                [CONFIG_EXCESS_TRUNCATE] = EXCESS_TRUNCATE,
+                                                [CONFIG_EXCESS_RAISE] = EXCESS_RAISE};
+    return (struct dataset_options){
+        .path = set->path,
+        .kind = kinds[set->type],
+        .field_messages = set->field_messages,
+        .field_role = set->message_property_mappings.role,
+        .field_content = set->message_property_mappings.content,
+        .field_instruction = set->field_instruction,
+        .field_input = set->field_input,
+        .field_output = set->field_output,
+        .field_system = set->field_system,
+        .role_from = set->roles.from,
+        .role_to = set->roles.to,
+        .n_roles = (int)set->roles.count,
+        .roles_to_train = (const char *const *)set->roles_to_train.items,
+        .n_roles_to_train = (int)set->roles_to_train.count,
+        .train_on_eot = train_on[set->train_on_eot],
+        .train_on_inputs = config->train_on_inputs,
+        .skip_bad_rows = config->bad_rows == CONFIG_BAD_ROWS_SKIP,
+        .sequence_len = (int)sequence_len,
+        .min_sample_len = (int)config->min_sample_len,
+        .excess = excess[config->excess_length_strategy],
+        .vocab_size = (uint32_t)s->model.arch.vocab,
+    };
+}
+
+int session_read_data(const struct session *s, const struct run_config *config, const struct config_datasets *sets,
+                      int64_t sequence_len, struct dataset *out, struct error *err) {
+    *out = (struct dataset){0};
+    for (size_t i = 0; i < sets->count; i++) {
+        struct dataset_options options = data_options(s, config, &sets->items[i], sequence_len);
+        options.first_row = (uint32_t)out->count;
+        struct dataset one;
+        if (dataset_read(&options, s->tokenizer, s->chat, &one, err) || dataset_append(out, &one, err)) {
+            dataset_free(out);
+            return -1;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,50 @@
+// A base ready to run: model, tokenizer, template, device with its plan, decoder, generator. Commands record what they
+// will do between session_open and session_start, then do it.
+#pragma once
+
+#include "configs/run_config.h"
+#include "data/batch.h"
+#include "model/generate.h"
+
+struct session_options {
+    const char *base;          // path
+    const char *chat_template; // NULL = the model's own
+    bool need_template;        // rows will be rendered: an unknown template is an error
+    enum dtype dtype;          // of activations
+    int threads;               // 0 = all
+    bool late;                 // tests: the queued backend (GRAFT_BACKEND=late)
+};
+
+struct session {
+    struct model model;
+    struct tokenizer *tokenizer;
+    struct chat_template *chat; // NULL when not needed
+    struct device device;
+    struct decoder decoder;
+    struct generator generator; // only when limits have a cache
+    struct session_options options;
+    struct decoder_limits limits;
+    int threads;
+    uint64_t host_bytes; // anonymous memory held when the plan was made: vocabulary, data, libraries, stacks
+};
+
+// The precision a config asks for on this machine; `notice` gets one line when that is not what was written.
+enum dtype session_dtype(enum config_precision precision, struct text *notice);
+// GRAFT_BACKEND=late, for tests.
+bool session_wants_late(void);
+// Reads the base (headers only) and its vocabulary.
+int session_open(const struct session_options *options, struct session *out, struct error *err);
+// Begins recording with these limits: decoder and generator exist on a device that computes nothing.
+int session_record(struct session *session, const struct decoder_limits *limits, struct error *err);
+// Seals the plan and opens the real backend; decoder and generator are made again on it. Adapters are attached by the
+// caller before and after, in the same order.
+int session_start(struct session *session, struct error *err);
+void session_close(struct session *session); // zeroed struct is a no-op
+
+// Bytes of anonymous memory this process holds now (RssAnon + RssShmem), 0 when unknown.
+uint64_t memory_held(void);
+uint64_t memory_peak(void); // highest resident size so far, file pages included
+
+// --- datasets of a config
+int session_read_data(const struct session *session, const struct run_config *config,
+                      const struct config_datasets *sets, int64_t sequence_len, struct dataset *out, struct error *err);

@@ -1,0 +1,42 @@
+// One optimiser step on the device: micro-batches forward and backward, the sum of their gradients, clipping, AdamW.
+#pragma once
+
+#include "adapters/lora.h"
+#include "train/session.h"
+
+struct step_options {
+    int accumulate;       // micro-batches per step at most
+    float neftune_alpha;  // 0 = off
+    bool checkpoint;      // recompute layers in backward
+    double max_grad_norm; // 0 = off
+    float beta1, beta2, eps;
+    float weight_decay;
+    float lr_ratio_b; // LoRA+: learning rate of B over that of A
+    uint64_t seed;
+};
+
+struct step_engine {
+    struct session *session; // borrowed
+    struct lora *lora;       // borrowed
+    struct step_options options;
+    struct param_group *groups;
+    int n_groups;
+};
+
+struct step_result {
+    double loss;      // mean over trained tokens of the step
+    double weight;    // trained tokens
+    double grad_norm; // before clipping
+    bool nonfinite;   // gradient held NaN or infinity: parameters are unchanged
+};
+
+int step_open(struct session *session, struct lora *lora, const struct step_options *options, struct step_engine *out,
+              struct error *err);
+void step_close(struct step_engine *engine);
+// Puts the programs of a step into the plan: every bucket size, and the update.
+int step_record(struct step_engine *engine, const int32_t *buckets, int n_buckets, int32_t max_seqs, struct error *err);
+
+// begin, micro (1 .. accumulate times), end. `step` is 0-based; `weight` the trained tokens of the whole step.
+int step_begin(struct step_engine *engine, int64_t step, double lr, double weight, struct error *err);
+int step_micro(struct step_engine *engine, const struct batch *batch, struct error *err);
+int step_end(struct step_engine *engine, struct step_result *result, struct error *err);

@@ -1,0 +1,214 @@
+// The loop of a run. See trainer.h.
+#include "train/trainer.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NONFINITE_LIMIT = 3 }; // steps in a row whose gradient was not finite
+
+static volatile sig_atomic_t stop_requested;
+
+static void on_signal(int number) {
+    if (stop_requested) _Exit(STATUS_STOPPED);
+    stop_requested = number;
+}
+
+void trainer_install_signals(void) {
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
+// --- what happens when
+
+// Steps between events, 0 = by epoch or never.
+static int64_t interval(const struct trainer *t, struct config_when when) {
+    if (when.kind == CONFIG_WHEN_STEPS) return (int64_t)when.value;
+    if (when.kind == CONFIG_WHEN_FRACTION) return (int64_t)ceil(when.value * (double)t->total_steps);
+    return 0;
+}
+
+static bool due(const struct trainer *t, struct config_when when, bool epoch_end) {
+    if (when.kind == CONFIG_WHEN_NEVER) return false;
+    if (when.kind == CONFIG_WHEN_EPOCH) return epoch_end;
+    int64_t every = interval(t, when);
+    return every > 0 && t->state.step % every == 0;
+}
+
+static int64_t logging_interval(const struct trainer *t) {
+    if (t->config->logging_steps != CONFIG_UNSET) return t->config->logging_steps > 0 ? t->config->logging_steps : 1;
+    int64_t n = t->total_steps / 200;
+    return n < 1 ? 1 : n > 10 ? 10 : n;
+}
+
+// --- one step
+
+// Where a step's micro-batches lie: pure function of the step, so that resume needs nothing else.
+struct place {
+    int64_t epoch, first, count; // micro-batches [first, first + count) of the epoch
+    bool epoch_end;
+};
+
+static int locate(struct trainer *t, int64_t step, struct place *p, struct error *err) {
+    int64_t accumulate = t->config->gradient_accumulation_steps;
+    for (int64_t epoch = 0;; epoch++) {
+        int64_t micro = loader_count(t->loader, epoch, err);
+        if (micro < 0) return -1;
+        int64_t steps = (micro + accumulate - 1) / accumulate;
+        if (step < steps) {
+            int64_t left = micro - step * accumulate;
+            *p = (struct place){epoch, step * accumulate, left < accumulate ? left : accumulate, step + 1 == steps};
+            return 0;
+        }
+        step -= steps;
+    }
+}
+
+static int log_step(struct trainer *t, const struct step_result *r, double lr, int64_t tokens, double seconds,
+                    struct error *err) {
+    struct runlog_step line = {
+        .step = t->state.step,
+        .total = t->total_steps,
+        .epoch = (double)t->state.step / (double)t->steps_per_epoch,
+        .loss = r->loss,
+        .grad_norm = r->grad_norm,
+        .lr = lr,
+        .tokens = tokens,
+        .trained_tokens = (int64_t)r->weight,
+        .tokens_per_second = (double)tokens / seconds,
+        .seconds = seconds,
+        .peak_bytes = memory_held(),
+        .log = t->state.step % logging_interval(t) == 0 || t->state.step == t->total_steps,
+    };
+    return runlog_step(&t->log, &line, err);
+}
+
+// Stops a run that went wrong: three bad gradients in a row, or a loss above the watchdog's threshold for too long.
+static int watch(struct trainer *t, const struct step_result *r, struct error *err) {
+    const struct run_config *c = t->config;
+    struct train_state *s = &t->state;
+    const char *advice = "lower learning_rate, or look at the rows of this step with `graft check`";
+    s->nonfinite_in_row = r->nonfinite ? s->nonfinite_in_row + 1 : 0;
+    if (r->nonfinite)
+        runlog_say(&t->log, "step %lld: the gradient is not finite; the update was skipped", (long long)s->step);
+    if (s->nonfinite_in_row >= NONFINITE_LIMIT) {
+        return error_set(err, STATUS_NUMERIC,
+                         "step %lld: %d gradients in a row were not finite; the newest checkpoint is step %lld; %s",
+                         (long long)s->step, NONFINITE_LIMIT, (long long)t->checkpoint_step, advice);
+    }
+    if (c->loss_watchdog_threshold == CONFIG_UNSET) return 0;
+    s->steps_over_watchdog = r->loss > c->loss_watchdog_threshold ? s->steps_over_watchdog + 1 : 0;
+    if (s->steps_over_watchdog < c->loss_watchdog_patience) return 0;
+    return error_set(err, STATUS_NUMERIC,
+                     "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps; the newest checkpoint "
+                     "is step %lld; %s",
+                     (long long)s->step, c->loss_watchdog_threshold, (long long)s->steps_over_watchdog,
+                     (long long)t->checkpoint_step, advice);
+}
+
+// Leaves the run in order: the step that was under way is dropped, the state before it saved.
+static int stop(struct trainer *t, struct error *err) {
+    int64_t step = t->state.step;
+    if (step > 0 && trainer_save(t, err)) return -1;
+    return error_set(err, STATUS_STOPPED,
+                     "stopped by signal %d at step %lld of %lld; %s; go on with `graft train ... --resume`",
+                     (int)stop_requested, (long long)step, (long long)t->total_steps,
+                     step > 0 ? "everything up to there is saved" : "nothing was trained yet");
+}
+
+static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
+    struct place place;
+    struct step_result result;
+    double start = clock_now(), weight = 0, lr = schedule_lr(&t->schedule, t->state.step);
+    int64_t tokens = 0;
+    if (locate(t, t->state.step, &place, err)) return -1;
+    for (int64_t i = 0; i < place.count; i++) weight += loader_weight(t->loader, place.epoch, place.first + i, err);
+    if (step_begin(&t->engine, t->state.step, lr, weight, err)) return -1;
+    for (int64_t i = 0; i < place.count; i++) {
+        if (stop_requested) return stop(t, err);
+        if (loader_batch(t->loader, place.epoch, place.first + i, &t->batch, err) ||
+            step_micro(&t->engine, &t->batch, err))
+            return -1;
+        tokens += t->batch.tokens;
+    }
+    if (step_end(&t->engine, &result, err)) return -1;
+    t->state.step++;
+    t->state.tokens += tokens;
+    t->last_loss = result.loss;
+    *epoch_end = place.epoch_end;
+    double seconds = clock_now() - start;
+    t->seconds += seconds;
+    if (log_step(t, &result, lr, tokens, seconds, err)) return -1;
+    return watch(t, &result, err);
+}
+
+// --- between steps
+
+static int evaluate(struct trainer *t, struct error *err) {
+    struct eval_loss result;
+    double start = clock_now();
+    if (evaluator_loss(&t->evaluator, t->lora.number, &result, err)) return -1;
+    double epoch = (double)t->state.step / (double)t->steps_per_epoch;
+    if (runlog_eval(&t->log, t->state.step, epoch, result.loss, result.tokens, clock_now() - start, err)) return -1;
+    t->last_eval = result.loss;
+    if (isnan(t->first_eval)) t->first_eval = result.loss;
+    struct train_state *s = &t->state;
+    bool better = s->best_step < 0 ||
+                  (t->config->greater_is_better ? result.loss > s->best_metric : result.loss < s->best_metric);
+    s->evals_without_gain = better ? 0 : s->evals_without_gain + 1;
+    if (better) s->best_metric = result.loss, s->best_step = s->step;
+    if (t->generates && trainer_generate_samples(t, err)) return -1;
+    return better && t->config->load_best_model_at_end && s->step > 0 ? trainer_save(t, err) : 0;
+}
+
+// A file that somebody puts into the output folder asks for a checkpoint.
+static bool triggered(const struct trainer *t) {
+    const struct run_config *c = t->config;
+    if (!c->dynamic_checkpoint.enabled || t->state.step % c->dynamic_checkpoint.check_interval != 0) return false;
+    char *path = path_join(c->output_dir, c->dynamic_checkpoint.trigger_file_path);
+    bool there = path && file_exists(path);
+    if (there) file_remove(path, NULL);
+    mem_free(path);
+    return there;
+}
+
+static int between_steps(struct trainer *t, bool epoch_end, bool *done, struct error *err) {
+    const struct run_config *c = t->config;
+    bool last = t->state.step == t->total_steps;
+    if (t->evaluates && (due(t, c->eval_when, epoch_end) || (last && c->eval_when.kind != CONFIG_WHEN_NEVER))) {
+        if (t->last_eval_step != t->state.step && evaluate(t, err)) return -1;
+        t->last_eval_step = t->state.step;
+        if (c->early_stopping_patience != CONFIG_UNSET && t->state.evals_without_gain >= c->early_stopping_patience) {
+            runlog_say(&t->log, "early stop: %lld evaluations without a better eval_loss than %.4f at step %lld",
+                       (long long)t->state.evals_without_gain, t->state.best_metric, (long long)t->state.best_step);
+            *done = true;
+        }
+    }
+    bool save =
+        due(t, c->save_when, epoch_end) || (c->save_first_step && t->state.step == 1) || triggered(t) || last || *done;
+    return save ? trainer_save(t, err) : 0;
+}
+
+static int start(struct trainer *t, struct error *err) {
+    if (output_prepare(t->config->output_dir, t->options.resume, t->options.overwrite, &t->lock, err)) return -1;
+    if (trainer_start_device(t, err)) return -1;
+    trainer_set_hashes(t);
+    if (t->options.resume && trainer_resume(t, err)) return -1;
+    if (runlog_open(t->config->output_dir, t->state.log_bytes, t->state.step, &t->log, err)) return -1;
+    if (trainer_write_manifest(t, "running", err)) return -1;
+    return t->evaluates && t->config->eval_at_start && t->state.step == 0 ? evaluate(t, err) : 0;
+}
+
+int trainer_run(struct trainer *t, struct error *err) {
+    bool epoch_end = false, done = false;
+    if (start(t, err)) return -1;
+    while (t->state.step < t->total_steps && !done) {
+        if (one_step(t, &epoch_end, err) || between_steps(t, epoch_end, &done, err)) return -1;
+    }
+    return trainer_finish(t, err);
+}

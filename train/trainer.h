@@ -1,0 +1,77 @@
+// A training run: config -> base -> dataset -> step -> adapter.
+#pragma once
+
+#include "adapters/lora.h"
+#include "train/evaluate.h"
+#include "train/runlog.h"
+#include "train/schedule.h"
+#include "train/state.h"
+#include "train/step.h"
+
+struct trainer_options {
+    bool resume;         // continue the newest verified checkpoint
+    bool overwrite;      // remove what an earlier run left in the output folder
+    const char *command; // as typed, for run.json
+};
+
+struct trainer {
+    const struct run_config *config;
+    struct trainer_options options;
+    struct session session;
+    struct dataset train, held_out;
+    struct adapter adapter;
+    struct lora lora;
+    struct loader *loader;
+    struct batch batch;
+    struct step_engine engine;
+    struct evaluator evaluator; // only with held-out rows
+    struct dataset probe_rows;  // the first few rows, held-out ones if there are: what `graft verify` compares
+    struct evaluator probe;
+    bool evaluates, generates;
+    struct schedule schedule;
+    int64_t total_steps, steps_per_epoch;
+    struct train_state state;
+    struct runlog log;
+    struct file_lock lock;
+    char run_id[33];
+    double first_eval, last_eval; // eval_loss before and at the end; NAN = none
+    double last_loss;
+    double flops_per_token;  // of a training step, forward and backward, at the largest micro-batch
+    double seconds;          // of training in this process
+    int64_t last_eval_step;  // -1 = none
+    int64_t checkpoint_step; // newest one written or resumed, -1 = none
+};
+
+// Everything up to the sealed memory plan; nothing is written and no weight is read.
+int trainer_prepare(const struct run_config *config, const struct trainer_options *options, struct trainer *out,
+                    struct error *err);
+// Opens the real backend with that plan, the adapter on it.
+int trainer_start_device(struct trainer *trainer, struct error *err);
+// Trains and writes the output folder.
+int trainer_run(struct trainer *trainer, struct error *err);
+void trainer_close(struct trainer *trainer); // zeroed struct is a no-op
+
+// SIGTERM, SIGINT and SIGUSR1 make the run stop after the current micro-batch: checkpoint, exit 75. A second one: at
+// once.
+void trainer_install_signals(void);
+
+// --- resume.c
+void trainer_set_hashes(struct trainer *trainer); // of config, data and base into trainer->state; run_id from them
+int trainer_save(struct trainer *trainer, struct error *err);   // a checkpoint of this step, unless there is one
+int trainer_resume(struct trainer *trainer, struct error *err); // adapter, moments and counters from a checkpoint
+
+// --- samples.c
+// Answers to the first held-out rows, on the screen and in log.jsonl.
+int trainer_generate_samples(struct trainer *trainer, struct error *err);
+
+// --- finish.c
+// adapter files, model card, probe, report, run.json; the adapter is durable before anything else is written.
+int trainer_write_adapter(struct trainer *trainer, const char *folder, struct error *err);
+int trainer_write_card(struct trainer *trainer, struct error *err); // card_of_run.c
+int trainer_finish(struct trainer *trainer, struct error *err);
+int trainer_write_manifest(const struct trainer *trainer, const char *status, struct error *err);
+
+// --- output.c
+// Makes the folder, takes its lock, and refuses one that holds a run already (73) unless resuming or overwriting.
+int output_prepare(const char *folder, bool resume, bool overwrite, struct file_lock *lock, struct error *err);
+bool output_finished(const char *folder); // run.json says the run ended
