@@ -31,9 +31,9 @@ $(BUILD)/%.avx2.o: %.c
 $(BUILD)/%.avx512.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -DVEC_AVX512 -c -o $@ $<
-$(BUILD)/tests/%: tests/%.c $(BUILD)/tests/harness.o $(BUILD)/libgraft.a
+$(BUILD)/tests/%: tests/%.c $(BUILD)/tests/harness.o $(BUILD)/tests/tiny.o $(BUILD)/libgraft.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
+	$(CC) $(CFLAGS) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 .PHONY: all

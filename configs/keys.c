@@ -70,13 +70,16 @@ const struct config_key *key_find(enum key_scope scope, const char *name) {
 
 enum { LONGEST_WORD = 64 };
 
-// Edit distance with swaps of neighbours, at most LONGEST_WORD letters each; large when one is longer.
-static int distance(const char *a, size_t na, const char *b, size_t nb) {
-    if (na > LONGEST_WORD || nb > LONGEST_WORD) return 1000;
+// Edit distance with swaps of neighbours, of at most LONGEST_WORD letters each; some number >= limit once it is clear
+// that it will not be smaller.
+static int distance(const char *a, size_t na, const char *b, size_t nb, int limit) {
+    if (na > LONGEST_WORD || nb > LONGEST_WORD) return limit;
     int rows[3][LONGEST_WORD + 1]; // the row before last, the last one, this one
     int *before = rows[0], *last = rows[1], *now = rows[2];
+    int least_before = 0; // smallest of the row before: a swap reaches over one row
     for (size_t j = 0; j <= nb; j++) last[j] = (int)j;
     for (size_t i = 1; i <= na; i++) {
+        int least = (int)i;
         now[0] = (int)i;
         for (size_t j = 1; j <= nb; j++) {
             int best = last[j - 1] + (a[i - 1] != b[j - 1]);
@@ -85,7 +88,10 @@ static int distance(const char *a, size_t na, const char *b, size_t nb) {
             if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
                 best = before[j - 2] + 1;
             now[j] = best;
+            if (best < least) least = best;
         }
+        if (least >= limit && least_before >= limit) return limit;
+        least_before = least;
         int *free_row = before;
         before = last;
         last = now;
@@ -98,12 +104,14 @@ struct nearest {
     const char *word;
     const char *best;
     int distance;
+    const char *longer; // the shortest candidate that begins with the word: second choice
 };
 
 static void consider(struct nearest *n, const char *candidate) {
     size_t a = strlen(n->word), b = strlen(candidate);
+    if (a >= 4 && strncmp(candidate, n->word, a) == 0 && (!n->longer || b < strlen(n->longer))) n->longer = candidate;
     if ((a > b ? a - b : b - a) >= (size_t)n->distance) return; // that many letters are missing at least
-    int d = distance(n->word, a, candidate, b);
+    int d = distance(n->word, a, candidate, b, n->distance);
     if (d < n->distance) {
         n->distance = d;
         n->best = candidate;
@@ -114,7 +122,7 @@ static void consider(struct nearest *n, const char *candidate) {
 static struct nearest nearest_to(const char *word) {
     int length = (int)strnlen(word, LONGEST_WORD + 1);
     int most = length <= 3 ? 1 : length <= 8 ? 2 : length / 3;
-    return (struct nearest){word, NULL, most + 1};
+    return (struct nearest){word, NULL, most + 1, NULL};
 }
 
 static size_t group_length(const char *name) {
@@ -133,14 +141,14 @@ const char *key_nearest(enum key_scope scope, const char *name) {
                 consider(&n, candidate + group);
         }
     }
-    return n.best;
+    return n.best ? n.best : n.longer;
 }
 
 const char *key_nearest_choice(const struct config_key *key, const char *name) {
     struct nearest n = nearest_to(name);
     for (const struct key_choice *c = key->choices; c && c->name; c++)
         if (c->status == KEY_WORKS && *c->name) consider(&n, c->name);
-    return n.best;
+    return n.best ? n.best : n.longer;
 }
 
 const struct key_choice *key_find_choice(const struct config_key *key, const char *name) {

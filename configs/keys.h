@@ -70,7 +70,8 @@ extern const size_t key_table_count;
 
 // The row called `name` or one of its aliases, else NULL.
 const struct config_key *key_find(enum key_scope scope, const char *name);
-// The known name nearest to `name` by edit distance (the same group only), NULL when none is near.
+// The known name nearest to `name` by edit distance (the same group only), else one that begins with it; NULL when
+// there is none.
 const char *key_nearest(enum key_scope scope, const char *name);
 // Same for the choices of a key that work.
 const char *key_nearest_choice(const struct config_key *key, const char *name);

@@ -98,10 +98,12 @@ static void other_key(struct loader *l, const struct config_key *key, const char
     const struct key_choice *choice = node->kind == YAML_SCALAR ? key_find_choice(key, node->text) : NULL;
     bool refused = key->status == KEY_REFUSED || (choice && choice->status == KEY_REFUSED);
     const char *why = choice && choice->note ? choice->note : key->help;
+    int n = (int)strlen(why) - (why[strlen(why) - 1] == '.'); // help is a sentence, the message goes on
     if (refused)
-        loader_problem(l, node, "%s: refused; %s", path, why);
+        loader_problem(l, node, "%s: refused (%.*s); remove it or leave it empty", path, n, why);
     else
-        loader_problem(l, node, "%s: known key, not in this version yet (%s); remove it or leave it empty", path, why);
+        loader_problem(l, node, "%s: known key, not in this version yet (%.*s); remove it or leave it empty", path, n,
+                       why);
 }
 
 static void apply_datasets(struct loader *l, const struct config_key *key, const struct yaml_node *node, void *base) {

@@ -114,20 +114,19 @@ static const struct key_choice *choice_value(struct loader *l, const struct conf
         if (choice->note) loader_notice(l, "%s: %s %s", path, name, choice->note);
         return choice;
     }
+    struct text works = {0};
+    key_write_choices(key, KEY_WORKS, &works);
+    if (works.failed) l->no_memory = true;
     if (choice) {
-        loader_problem(l, node, "%s: '%s' is %s%s%s", path, name,
-                       choice->status == KEY_REFUSED ? "refused" : "not in this version yet", choice->note ? "; " : "",
-                       choice->note ? choice->note : "");
-        return NULL;
+        loader_problem(l, node, "%s: '%s' is %s; %s%s", path, name,
+                       choice->status == KEY_REFUSED ? "refused" : "not in this version yet",
+                       choice->note ? choice->note : "there are ", choice->note ? "" : text_str(&works));
+    } else {
+        const char *near = key_nearest_choice(key, name);
+        loader_problem(l, node, "%s: expected one of %s, got '%s'%s%s%s", path, text_str(&works), loader_shown(l, name),
+                       near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     }
-    struct text t = {0};
-    text_add(&t, "one of ");
-    key_write_choices(key, KEY_WORKS, &t);
-    if (t.failed) l->no_memory = true;
-    const char *near = key_nearest_choice(key, name);
-    loader_problem(l, node, "%s: expected %s, got '%s'%s%s%s", path, text_str(&t), loader_shown(l, name),
-                   near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
-    text_free(&t);
+    text_free(&works);
     return NULL;
 }
 

@@ -6,6 +6,7 @@
 #include "data/row_reader.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -247,9 +248,14 @@ static int report_problems(const struct reading *r, struct error *err) {
     uint64_t shown = 1;
     for (size_t i = 0; i < r->problems.length; i++) shown += r->problems.data[i] == '\n';
     if (text_failed(&r->problems)) return error_memory(err, "messages", r->problems.length);
-    if (shown == r->n_problems) return error_set(err, r->problem_code, "%s", text_str(&r->problems));
-    return error_set(err, r->problem_code, "%s\nand %llu more bad rows", text_str(&r->problems),
+    if (err && err->code == 0) { // each line has been made printable; error_set would take the line ends too
+        err->code = r->problem_code;
+        int n = snprintf(err->text, sizeof err->text, "%s", text_str(&r->problems));
+        if (shown < r->n_problems)
+            snprintf(err->text + n, sizeof err->text - (size_t)n, "\nand %llu more bad rows",
                      (unsigned long long)(r->n_problems - shown));
+    }
+    return -1;
 }
 
 static int check_options(const struct dataset_options *o, const struct tokenizer *tokenizer,

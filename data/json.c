@@ -47,7 +47,7 @@ struct token {
     bool integer;  // a number without fraction and exponent
 };
 
-// cJSON copies a number into 64 bytes and cuts longer ones.
+// Releases of cJSON differ here: many copy a number into 64 bytes and cut longer ones.
 enum { LONGEST_NUMBER = 60 };
 
 static bool problem(struct scanner *s, size_t at, const char *text) {

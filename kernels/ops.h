@@ -18,17 +18,20 @@ enum op {
     OP_LINEAR_GROUP,  // in: x (T,D), keys (T,2) u32; out: y_i (T,N_i); saved: u (T, sum of ranks) f32
     OP_ROPE,          // in: q (T,H*K), k (T,Hkv*K), positions (T,1) i32, table (P,K) f32; out: q', k' in place
     OP_GLU,           // in: gate (T,F), up (T,F); out: h = act(gate) * up (T,F)
-    OP_ATTENTION,     // in: q (Tq,H*K), k (Tkv,Hkv*K), v (Tkv,Hkv*Kv), seqs (N+1,4) i32; out: o (Tq,H*Kv); saved: lse (Tq,H)
+    OP_ATTENTION,     // in: q (Tq,H*K), k (Tkv,Hkv*K), v (Tkv,Hkv*Kv), seqs (N+1,4) i32; out: o (Tq,H*Kv); saved: lse
+                      // (Tq,H)
     OP_ADD,           // in: x, r (T,D); out: s = x + r (T,D)
-    OP_TOKEN_LOGPROB, // in: h (T,D), targets (T,1) i32, weights (T,1) f32; out: logp (T,1) f32, lse (T,1) f32; saved: dh (T,D) when fused
+    OP_TOKEN_LOGPROB, // in: h (T,D), targets (T,1) i32, weights (T,1) f32; out: logp (T,1) f32, lse (T,1) f32; saved:
+                      // dh (T,D) when fused
     // --- not recorded: run directly
-    OP_LOGITS,        // in: h (T,D); out: logits (T,V) f32
-    OP_KV_WRITE,      // in: k (T,C), v (T,C), slots (T,1) i32; out: cache k (S,C), cache v (S,C): row slots[t] = row t; slot < 0 skipped
-    OP_FILL,          // out: t = p.fill.value
-    OP_COPY,          // in: a (T,D); out: b (T,D); converts between f32 and bf16
-    OP_GRAD_ADD,      // in: g (1,n) f32; out: sum (1,n) f32 += g
-    OP_GRAD_NORM,     // in: sum (1,n) f32, scalars; out: scalars.grad_norm, .clip_scale, .nonfinite
-    OP_ADAMW,         // in: sum (1,n), scalars; out: param, m, v (1,n) f32; does nothing when scalars.nonfinite
+    OP_LOGITS,   // in: h (T,D); out: logits (T,V) f32
+    OP_KV_WRITE, // in: k (T,C), v (T,C), slots (T,1) i32; out: cache k (S,C), cache v (S,C): row slots[t] = row t; slot
+                 // < 0 skipped
+    OP_FILL,     // out: t = p.fill.value
+    OP_COPY,     // in: a (T,D); out: b (T,D); converts between f32 and bf16
+    OP_GRAD_ADD, // in: g (1,n) f32; out: sum (1,n) f32 += g
+    OP_GRAD_NORM, // in: sum (1,n) f32, scalars; out: scalars.grad_norm, .clip_scale, .nonfinite
+    OP_ADAMW,     // in: sum (1,n), scalars; out: param, m, v (1,n) f32; does nothing when scalars.nonfinite
     OP_COUNT,
 };
 
@@ -41,13 +44,13 @@ enum { LINEAR_MAX_PARTS = 4, LINEAR_MAX_SPANS = 4, OP_MAX_IN = 6, OP_MAX_OUT = 4
 // One adapter on rows [row_begin, row_end) of one linear: y += scale * B (A dropout(x)).
 struct lora_span {
     int64_t row_begin, row_end;
-    struct tensor a;           // (R, in) f32
-    struct tensor b;           // (out, R) f32
-    struct tensor da, db;      // gradients, same shapes, always added to; DTYPE_NONE when not trained
-    float scale;               // alpha / r, or alpha / sqrt(r)
-    float dropout;             // probability that an element of x is dropped, 0 in evaluation
-    uint32_t module;           // random key of the mask
-    int64_t u_begin;           // first column of this span's U = scale * A x in the saved tensor
+    struct tensor a;      // (R, in) f32
+    struct tensor b;      // (out, R) f32
+    struct tensor da, db; // gradients, same shapes, always added to; DTYPE_NONE when not trained
+    float scale;          // alpha / r, or alpha / sqrt(r)
+    float dropout;        // probability that an element of x is dropped, 0 in evaluation
+    uint32_t module;      // random key of the mask
+    int64_t u_begin;      // first column of this span's U = scale * A x in the saved tensor
 };
 
 struct linear_part {
@@ -57,71 +60,73 @@ struct linear_part {
     struct lora_span spans[LINEAR_MAX_SPANS];
 };
 
-// Device block, read by kernels so that a captured step never changes. One f64/u64 struct, written by the host once a step.
+// Device block, read by kernels so that a captured step never changes. One f64/u64 struct, written by the host once a
+// step.
 struct step_scalars {
-    double lr;             // learning rate of this step
-    double step;           // 1-based optimiser step (bias correction)
-    double denominator;    // trained-token weight of the whole optimiser step over all ranks; gradients are divided by it
-    double max_grad_norm;  // 0 = no clipping
-    double grad_norm;      // out: norm of the averaged gradient before clipping
-    double clip_scale;     // out: factor AdamW applies to sums: clip / denominator
-    double nonfinite;      // out: 1 when the gradient holds NaN or infinity
-    double loss_sum;       // added to by OP_TOKEN_LOGPROB: sum of weight * -logp
-    double weight_sum;     // added to by OP_TOKEN_LOGPROB: sum of weights
-    uint64_t seed;         // of dropout and noise
-    uint32_t random_step;  // the step in random keys
+    double lr;          // learning rate of this step
+    double step;        // 1-based optimiser step (bias correction)
+    double denominator; // trained-token weight of the whole optimiser step over all ranks; gradients are divided by it
+    double max_grad_norm; // 0 = no clipping
+    double grad_norm;     // out: norm of the averaged gradient before clipping
+    double clip_scale;    // out: factor AdamW applies to sums: clip / denominator
+    double nonfinite;     // out: 1 when the gradient holds NaN or infinity
+    double loss_sum;      // added to by OP_TOKEN_LOGPROB: sum of weight * -logp
+    double weight_sum;    // added to by OP_TOKEN_LOGPROB: sum of weights
+    uint64_t seed;        // of dropout and noise
+    uint32_t random_step; // the step in random keys
     uint32_t reserved;
 };
 
 // A range of the flat parameter vector with its own hyper-parameters.
 struct param_group {
     int64_t begin, end;
-    float lr_ratio;        // LoRA+: learning rate factor
+    float lr_ratio; // LoRA+: learning rate factor
     float weight_decay;
 };
 
 union op_params {
     struct {
-        const struct weight *w;    // (V, D)
-        float scale;               // gemma multiplies by sqrt(D); 1 otherwise
-        float noise_alpha;         // NEFTune: x += uniform(-1,1) * alpha / sqrt(L * D), L = tokens of the row; 0 = off
-        struct tensor lengths;     // (T,1) i32: tokens of the row each token belongs to; only read with noise
+        const struct weight *w; // (V, D)
+        float scale;            // gemma multiplies by sqrt(D); 1 otherwise
+        float noise_alpha;      // NEFTune: x += uniform(-1,1) * alpha / sqrt(L * D), L = tokens of the row; 0 = off
+        struct tensor
+            lengths; // (T,1) i32: tokens of the row each token belongs to, 0 = of none: no noise; only read with noise
     } embed;
     struct {
         enum norm_kind kind;
         const struct weight *w, *bias; // (1, D) f32-decodable; bias NULL for RMS
         float eps;
-    } norm;                            // OP_NORM, OP_ADD_NORM
+    } norm; // OP_NORM, OP_ADD_NORM
     struct {
         int n_parts;
         struct linear_part parts[LINEAR_MAX_PARTS];
     } linear;
     struct {
         enum rope_kind kind;
-        int head_dim;              // K; heads = cols / K
-        int rotary_dim;            // dims that turn (<= K), the rest pass through
-    } rope;                        // table row p = {cos_0 .. cos_{r/2-1}, sin_0 .. sin_{r/2-1}}, r = rotary_dim
+        int head_dim;   // K; heads = cols / K
+        int rotary_dim; // dims that turn (<= K), the rest pass through
+    } rope;             // table row p = {cos_0 .. cos_{r/2-1}, sin_0 .. sin_{r/2-1}}, r = rotary_dim
     struct {
         enum glu_kind kind;
     } glu;
     struct {
         int heads, kv_heads, head_dim, v_dim;
-        float scale;               // on q k^T
-        float soft_cap;            // 0 = off: cap * tanh(x / cap)
-        int window;                // 0 = unlimited: key j visible from i iff i - j < window
-        int chunk;                 // 0 = off: keys of the query's own chunk of positions only
+        float scale;                // on q k^T
+        float soft_cap;             // 0 = off: cap * tanh(x / cap)
+        int window;                 // 0 = unlimited: key j visible from i iff i - j < window
+        int chunk;                  // 0 = off: keys of the query's own chunk of positions only
         const struct weight *sinks; // (1, H) or NULL
-        int max_seqs;              // rows of seqs - 1
+        int max_seqs;               // rows of seqs - 1
     } attention;
     // seqs row n = {q_begin, q_len, kv_begin, kv_len}; unused rows have q_len 0. Query i of a sequence stands at
     // position kv_len - q_len + i of its keys and sees keys j <= that. Query rows in no sequence give o = 0.
     struct {
-        const struct weight *w;    // (V, D)
-        float soft_cap;            // on logits, 0 = off
-        float logit_scale;         // 1 = off
-        bool fused;                // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
-        int64_t chunk_rows;        // rows of logits alive at a time (workspace)
-    } logprob;                     // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
+        const struct weight *w; // (V, D)
+        float soft_cap;         // on logits, 0 = off
+        float logit_scale;      // 1 = off
+        bool fused;             // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
+        int64_t chunk_rows;     // rows of logits alive at a time (workspace)
+    } logprob;                  // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
     struct {
         double value;
     } fill;
@@ -136,7 +141,7 @@ struct op_call {
     enum op op;
     struct tensor in[OP_MAX_IN], out[OP_MAX_OUT], saved[OP_MAX_SAVED];
     struct tensor grad_in[OP_MAX_IN], grad_out[OP_MAX_OUT]; // backward only; DTYPE_NONE where there is none
-    bool acc[OP_MAX_IN]; // backward: add into grad_in[i] (true) or store (false)
+    bool acc[OP_MAX_IN];                                    // backward: add into grad_in[i] (true) or store (false)
     struct tensor scalars;   // (1, sizeof(struct step_scalars)) u8; present where the op reads or writes them
     struct tensor workspace; // u8, as large as workspace_bytes asked for; DTYPE_NONE for 0
     union op_params p;
@@ -146,14 +151,14 @@ struct op_call {
 struct op_info {
     const char *name;
     int n_in, n_out, n_saved;
-    uint8_t needs_in;       // bit i: backward reads the value of input i
-    uint8_t needs_out;      // bit i: backward reads the value of output i
-    uint8_t differentiable; // bit i: input i can have a gradient
-    bool in_place;          // output i lies in the buffer of input i (i < n_out)
-    bool cheap;             // recomputed in backward instead of kept (gradient-checkpointing of one node)
-    uint8_t grad_over_in;   // bit i: backward may write grad_in[i] over the value of input i at its last use
+    uint8_t needs_in;                 // bit i: backward reads the value of input i
+    uint8_t needs_out;                // bit i: backward reads the value of output i
+    uint8_t differentiable;           // bit i: input i can have a gradient
+    bool in_place;                    // output i lies in the buffer of input i (i < n_out)
+    bool cheap;                       // recomputed in backward instead of kept (gradient-checkpointing of one node)
+    uint8_t grad_over_in;             // bit i: backward may write grad_in[i] over the value of input i at its last use
     int8_t grad_takes_out[OP_MAX_IN]; // grad_in[i] may take over the buffer of grad_out[that]; -1 = never
-    bool recorded;          // may stand on a tape
+    bool recorded;                    // may stand on a tape
 };
 extern const struct op_info op_table[OP_COUNT];
 

@@ -186,11 +186,11 @@ static int compare_order(const void *a, const void *b) {
     return x->index < y->index ? -1 : x->index > y->index;
 }
 
-// Largest first; each goes to the lowest gap among those placed before that live at the same time.
-static void place(struct program *p, const struct order *by_size, uint32_t *placed, size_t base) {
+// Each in turn goes to the lowest gap among those placed before that live at the same time.
+static void place(struct program *p, const struct order *order, uint32_t *placed, size_t base) {
     uint32_t n_placed = 0; // ascending by offset
     for (uint32_t k = 0; k < p->count; k++) {
-        struct request *r = &p->requests[by_size[k].index];
+        struct request *r = &p->requests[order[k].index];
         size_t at = base;
         for (uint32_t i = 0; i < n_placed; i++) {
             const struct request *q = &p->requests[placed[i]];
@@ -202,8 +202,27 @@ static void place(struct program *p, const struct order *by_size, uint32_t *plac
         if (at + r->bytes > p->top) p->top = at + r->bytes;
         uint32_t i = n_placed++;
         for (; i > 0 && p->requests[placed[i - 1]].offset > at; i--) placed[i] = placed[i - 1];
-        placed[i] = by_size[k].index;
+        placed[i] = order[k].index;
     }
+}
+
+// In what order requests are placed; no order is best for every program, so all are tried and the lowest top wins.
+enum packing { BY_SIZE, BY_AREA, BY_LIFETIME, PACKINGS };
+
+static uint64_t importance(const struct request *r, enum packing packing) {
+    uint64_t lifetime = (uint64_t)(r->last - r->first) + 1;
+    if (packing == BY_SIZE) return r->bytes;
+    if (packing == BY_AREA) return r->bytes * lifetime;
+    return lifetime << 40 | r->bytes >> 6;
+}
+
+static void place_in_order(struct program *p, enum packing packing, struct order *order, uint32_t *placed,
+                           size_t base) {
+    for (uint32_t i = 0; i < p->count; i++)
+        order[i] = (struct order){UINT64_MAX - importance(&p->requests[i], packing), i};
+    qsort(order, p->count, sizeof *order, compare_order);
+    p->top = base;
+    place(p, order, placed, base);
 }
 
 static int pack(struct program *p, size_t base, struct error *err) {
@@ -216,10 +235,13 @@ static int pack(struct program *p, size_t base, struct error *err) {
         mem_free(placed);
         return error_memory(err, "the memory plan", n * sizeof *order);
     }
-    for (uint32_t i = 0; i < p->count; i++) order[i] = (struct order){UINT64_MAX - p->requests[i].bytes, i};
-    qsort(order, p->count, sizeof *order, compare_order);
-    p->top = base;
-    place(p, order, placed, base);
+    enum packing best = BY_SIZE;
+    size_t top = SIZE_MAX;
+    for (enum packing k = BY_SIZE; k < PACKINGS; k++) {
+        place_in_order(p, k, order, placed, base);
+        if (p->top < top) top = p->top, best = k;
+    }
+    place_in_order(p, best, order, placed, base);
     for (uint32_t i = 0; i < p->count; i++) order[i] = (struct order){p->requests[i].last, i};
     qsort(order, p->count, sizeof *order, compare_order);
     for (uint32_t i = 0; i < p->count; i++) p->by_last[i] = order[i].index;

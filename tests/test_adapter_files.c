@@ -298,27 +298,35 @@ TEST(mlx_is_transposed) {
     CHECK(json_double(json_get(p, "scale"), &scale) && json_int(json_get(p, "rank"), &rank));
     CHECK(json_int(json_get(doc.root, "num_layers"), &layers) && layers == 3 && rank == 7);
     CHECK_INT(json_count(json_get(p, "keys")), 7);
-    const struct adapter_module *q = &a.modules[0];
-    const struct safetensors_entry *la = entry(&file, "model.layers.0.self_attn.q_proj.lora_a");
-    const struct safetensors_entry *lb = entry(&file, "model.layers.0.self_attn.q_proj.lora_b");
-    CHECK(la && la->shape[0] == 14 && la->shape[1] == 7 && lb && lb->shape[0] == 7 && lb->shape[1] == 30);
-    for (int i = 0; i < 14 && la; i++)
-        for (int k = 0; k < 7; k++) CHECK(number(la->data, i * 7 + k) == (k < 5 ? q->a[k * 14 + i] : 0));
-    for (int row = 0; row < 30 && lb; row++) { // file row -> Hugging Face's
-        int hf = row / 10 * 10 + hf_of_file[row % 10];
-        for (int k = 0; k < 7; k++) {
-            double want = k < 5 ? (double)(adapter_scale(&a, q) * q->b[row * 5 + k]) : 0;
-            CHECK_NEAR(scale * (double)number(lb->data, k * 30 + hf), want, 1e-6);
+    static const char *const names[2] = {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"};
+    for (int module = 0; module < 2; module++) { // of alpha 3.5 and 10: the file's scale is the first one's
+        const struct adapter_module *m = &a.modules[module];
+        char name[80];
+        int out = (int)m->module->out;
+        snprintf(name, sizeof name, "%s.lora_a", names[module]);
+        const struct safetensors_entry *la = entry(&file, name);
+        snprintf(name, sizeof name, "%s.lora_b", names[module]);
+        const struct safetensors_entry *lb = entry(&file, name);
+        CHECK(la && la->shape[0] == 14 && la->shape[1] == 7 && lb && lb->shape[0] == 7 && lb->shape[1] == out);
+        for (int i = 0; i < 14 && la; i++)
+            for (int k = 0; k < 7; k++) CHECK(number(la->data, i * 7 + k) == (k < 5 ? m->a[k * 14 + i] : 0));
+        for (int row = 0; row < out && lb; row++) { // file row -> Hugging Face's
+            int hf = row / 10 * 10 + hf_of_file[row % 10];
+            for (int k = 0; k < 7; k++) {
+                double want = k < 5 ? (double)(adapter_scale(&a, m) * m->b[row * 5 + k]) : 0;
+                CHECK_NEAR(scale * (double)number(lb->data, k * out + hf), want, 1e-6);
+            }
         }
     }
     json_free(&doc);
     safetensors_close(&file);
-    CHECK_INT(mlx_write(at("p0"), &a, &err), peft_write(at("p0"), &a, NULL) - 1); // a PEFT folder is not written over
+    CHECK_INT(peft_write(at("occupied"), &a, NULL), 0);
+    CHECK_INT(mlx_write(at("occupied"), &a, &err), -1); // the two have a file of the same name
     CHECK_INT(err.code, STATUS_CANTCREATE);
     err = (struct error){0};
+    adapter_free(&a);
     CHECK_INT(adapter_read(at("mlx"), &base.model, &a, &err), -1);
     CHECK(strstr(err.text, "MLX") != NULL);
-    adapter_free(&a);
 }
 
 TEST(adapter_read_finds_the_kind) {
@@ -537,27 +545,28 @@ static int read_tensors_named(const char *const *names, const int64_t (*shapes)[
 }
 
 TEST(peft_tensors_are_refused_by_name) {
-#define K "base_model.model.model.layers.0.self_attn.k_proj"
-    static const char *const good[2] = {K ".lora_A.weight", K ".lora_B.weight"};
+#define K  "base_model.model.model.layers.0.self_attn.k_proj"
+#define KA K ".lora_A.weight"
+#define KB K ".lora_B.weight"
+    static const char *const good[2] = {KA, KB};
     static const int64_t shapes[3][2] = {{5, 14}, {10, 5}, {10, 5}};
     static const struct {
         const char *names[3];
         const char *says;
     } cases[] = {
-        {{good[0], good[1]}, NULL},
-        {{good[0]}, "lora_A.weight without lora_B.weight"},
-        {{good[0], good[1], K ".lora_magnitude_vector"}, "DoRA"},
-        {{good[0], good[1], K ".lora_B.bias"}, "bias"},
-        {{good[0], good[1], K ".bias"}, "bias"},
-        {{good[0], good[1], "base_model.model.lm_head.weight"}, "modules_to_save"},
-        {{good[0], good[1], "base_model.model.lm_head.lora_A.weight"}, "no linear of this name"},
-        {{good[0], good[1], "base_model.model.model.layers.3.self_attn.k_proj.lora_A.weight"},
-         "no linear of this name"},
-        {{good[0], good[1], "base_model.model.model.embed_tokens.lora_embedding_A"}, "embedding"},
-        {{good[0], good[1], "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"}, "token rows"},
-        {{good[0], good[1], "model.layers.0.self_attn.q_proj.lora_A.weight"}, "base_model.model."},
-        {{good[0], good[1], K ".lora_A.default.weight"}, "no linear of this name"},
-        {{good[0], good[1], "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"}, "q_proj"},
+        {{KA, KB}, NULL},
+        {{KA}, "lora_A.weight without lora_B.weight"},
+        {{KA, KB, K ".lora_magnitude_vector"}, "DoRA"},
+        {{KA, KB, K ".lora_B.bias"}, "bias"},
+        {{KA, KB, K ".bias"}, "bias"},
+        {{KA, KB, "base_model.model.lm_head.weight"}, "modules_to_save"},
+        {{KA, KB, "base_model.model.lm_head.lora_A.weight"}, "no linear of this name"},
+        {{KA, KB, "base_model.model.model.layers.3.self_attn.k_proj.lora_A.weight"}, "no linear of this name"},
+        {{KA, KB, "base_model.model.model.embed_tokens.lora_embedding_A"}, "embedding"},
+        {{KA, KB, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"}, "token rows"},
+        {{KA, KB, "model.layers.0.self_attn.q_proj.lora_A.weight"}, "base_model.model."},
+        {{KA, KB, K ".lora_A.default.weight"}, "no linear of this name"},
+        {{KA, KB, "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"}, "q_proj"},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct error err = {0};

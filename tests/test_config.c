@@ -417,8 +417,10 @@ TEST(data_rules) {
     REFUSED("test_datasets: [{path: t, ds_type: parquet}]\n", "'parquet' is not in this version yet");
     REFUSED("test_datasets: [{path: t, split: 'train[:20%]'}]\n",
             "test_datasets.0.split: known key, not in this version");
-    REFUSED("test_datasets: [{path: t, message_field_role: from}]\n", "write message_property_mappings");
-    REFUSED("chat_template: llama3\n", "chat_template: 'llama3' is not in this version yet");
+    REFUSED("test_datasets: [{path: t, message_field_role: from}]\n",
+            "refused (axolotl's old name; write message_property_mappings");
+    REFUSED("chat_template: llama3\n",
+            "chat_template: 'llama3' is not in this version yet; there are tokenizer_default, chatml");
     REFUSED("min_sample_len: 600\n", "min_sample_len is larger than sequence_len");
 }
 
@@ -433,9 +435,10 @@ TEST(statuses) {
     REFUSED("load_in_8bit: true\n", "load_in_8bit: known key");
     REFUSED("context_parallel_size: 2\n", "context_parallel_size: known key");
     REFUSED("sample_packing_bin_size: 100\n", "sample_packing_bin_size: known key");
-    REFUSED("unfrozen_parameters: [lm_head]\n", "unfrozen_parameters: refused; ");
+    REFUSED("unfrozen_parameters: [lm_head]\n",
+            "unfrozen_parameters: refused (Training weights of the base itself; only adapters are trained); remove");
     REFUSED("rl: dpo\n", "rl: known key, not in this version yet");
-    REFUSED("rl: grpo\n", "rl: refused; reinforcement learning with generation");
+    REFUSED("rl: grpo\n", "rl: refused (reinforcement learning with generation");
     REFUSED("model_config:\n  rope_scaling: {type: yarn}\n", "model_config: known key");
     REFUSED("peft: {loftq_config: {loftq_bits: 4}}\n", "c.yml:8: peft: known key");
     REFUSED("special_tokens: {eos_token: <x>}\n", "special_tokens.eos_token: known key");

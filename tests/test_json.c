@@ -101,6 +101,20 @@ TEST(grammar_refuses) {
     REFUSES("\xEF\xBB\xBF{}", "byte order mark");
 }
 
+TEST(control_characters) {
+    for (int c = 0; c < 0x80; c++) {
+        char raw[] = {'"', (char)c, '"'}, escaped[] = {'"', '\\', (char)c, '"'};
+        if (c < 0x20)
+            refuses(raw, sizeof raw, NULL, "JSON:1:2: a control character");
+        else if (c != '"' && c != '\\')
+            accepts(raw, sizeof raw);
+        if (c && strchr("\"\\/bfnrt", c))
+            accepts(escaped, sizeof escaped);
+        else
+            refuses(escaped, sizeof escaped, NULL, "JSON:1:2: invalid escape");
+    }
+}
+
 TEST(utf8_is_checked) {
     REFUSES("\"\x80\"", "invalid UTF-8");
     REFUSES("\"\xC0\x80\"", "invalid UTF-8"); // overlong NUL
@@ -274,6 +288,7 @@ TEST(options) {
     REFUSES("\"x\\uD800y\"", "JSON:1:3: half of a surrogate pair");
     REFUSES("\"\\uDC00\"", "half of a surrogate pair");
     REFUSES("\"\\uD800\\uD800\"", "half of a surrogate pair");
+    REFUSES("\"\\uDC00\\uDC00\"", "half of a surrogate pair");
     o.replace_surrogates = true;
     const char *text = "{\"k\\uDC00\":\"x\\uD800y\\uD83D\\uDE00\\uD800\\uD800\\u0000\\\\uD800\"}";
     CHECK(parse(text, strlen(text), &o, &d, &err) == 0);
@@ -452,7 +467,7 @@ TEST(load_names_the_file) {
     mem_free(path);
 }
 
-TEST_MAIN(CASE(grammar_accepts), CASE(grammar_refuses), CASE(utf8_is_checked), CASE(duplicate_keys),
-          CASE(limits_both_sides), CASE(truncation_at_every_byte), CASE(values_and_types), CASE(members_with_messages),
-          CASE(options), CASE(long_numbers_are_whole), CASE(equality), CASE(writer), CASE(write_read_write),
-          CASE(allocation_failures), CASE(load_names_the_file))
+TEST_MAIN(CASE(grammar_accepts), CASE(grammar_refuses), CASE(control_characters), CASE(utf8_is_checked),
+          CASE(duplicate_keys), CASE(limits_both_sides), CASE(truncation_at_every_byte), CASE(values_and_types),
+          CASE(members_with_messages), CASE(options), CASE(long_numbers_are_whole), CASE(equality), CASE(writer),
+          CASE(write_read_write), CASE(allocation_failures), CASE(load_names_the_file))

@@ -308,9 +308,9 @@ TEST(nearest_names) {
         {"micro_batchsize", "micro_batch_size"},
         {"sequence_length", "sequence_len"},
         {"output_dri", "output_dir"},
-        {"adam_epsilom", "adam_epsilon"},
+        {"adam_eps", "adam_epsilon"},
         {"dynamic_checkpoint.enable", "enabled"},
-        {"base", NULL},
+        {"base", "base_model"},
         {"x", NULL},
         {"something_quite_different", NULL},
     };

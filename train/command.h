@@ -30,14 +30,14 @@ int config_from_arguments(int argc, char **argv, struct run_config *config, stru
 
 // Options of a command: {"--name", 1 if it takes a value}. Parsed ones are taken out of argv; what is left are the
 // positional arguments. An unknown option is a usage error with the nearest known one.
+enum { OPTION_REPEATS = 16 };
 struct option {
     const char *name;
     bool takes_value, repeats;
-    const char *value;   // out: last value, or "" for a flag that was given; NULL = not given
-    const char **values; // out, when it repeats: all of them, at most OPTION_REPEATS
+    const char *value;                  // out: last value, or "" for a flag that was given; NULL = not given
+    const char *values[OPTION_REPEATS]; // out, when it repeats: all of them
     int n_values;
 };
-enum { OPTION_REPEATS = 16 };
 int options_parse(int *argc, char **argv, struct option *options, int n, struct error *err);
 bool option_flag(const struct option *options, const char *name);
 const char *option_value(const struct option *options, const char *name); // NULL = not given

@@ -23,9 +23,10 @@ const char svg_style[] =
     "svg .grid{stroke:var(--line);stroke-width:1;shape-rendering:crispEdges}"
     "svg .axis{stroke:var(--soft);stroke-opacity:.55;stroke-width:1;shape-rendering:crispEdges}"
     "svg .l{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}"
-    "svg .faint{stroke-width:1;stroke-opacity:.28}"
+    "svg .faint{stroke-width:1;stroke-opacity:.38}"
     "svg .s1{stroke:var(--c1)}svg .s2{stroke:var(--c2)}svg .s3{stroke:var(--c3)}"
     "svg .f1{fill:var(--c1)}svg .f2{fill:var(--c2)}svg .f3{fill:var(--c3)}"
+    "svg .band{fill-opacity:.22}"
     "svg .dot{stroke:var(--card);stroke-width:1.5}";
 
 // --- Text
@@ -98,13 +99,13 @@ static double nice_step(double rough) {
     return (m <= 1 ? 1 : m <= 2 ? 2 : m <= 2.5 ? 2.5 : m <= 5 ? 5 : 10) * power;
 }
 
-static struct scale nice_scale(double low, double high, int ticks) {
+static struct scale nice_scale(double low, double high, int ticks, double least_step) {
     if (!(high > low)) {
         double pad = low == 0 ? 1 : fabs(low) * 0.1;
         low -= low == 0 ? 0 : pad;
         high += pad;
     }
-    struct scale s = {.step = nice_step((high - low) / ticks)};
+    struct scale s = {.step = fmax(nice_step((high - low) / ticks), least_step)};
     s.low = floor(low / s.step + 1e-9) * s.step;
     s.high = ceil(high / s.step - 1e-9) * s.step;
     return s;
@@ -135,6 +136,7 @@ static double quantile(const struct svg_series *s, double share) {
 }
 
 static bool ranges(const struct svg_chart *chart, double x[2], double y[2]) {
+    double spikes = -INFINITY; // of faint series
     x[0] = y[0] = INFINITY;
     x[1] = y[1] = -INFINITY;
     for (size_t i = 0; i < chart->n_series; i++) {
@@ -144,15 +146,34 @@ static bool ranges(const struct svg_chart *chart, double x[2], double y[2]) {
             x[0] = fmin(x[0], s->x[j]);
             x[1] = fmax(x[1], s->x[j]);
             y[0] = fmin(y[0], s->y[j]);
-            if (!s->faint) y[1] = fmax(y[1], s->y[j]);
+            if (s->faint)
+                spikes = fmax(spikes, s->y[j]);
+            else
+                y[1] = fmax(y[1], s->y[j]);
         }
         if (s->faint && s->count) y[1] = fmax(y[1], quantile(s, 0.985));
     }
     if (chart->from_zero) y[0] = fmin(y[0], 0), y[1] = fmax(y[1], 0);
+    if (spikes > y[1] && spikes - y[0] < 1.25 * (y[1] - y[0])) y[1] = spikes; // they hardly cost room
     return x[0] <= x[1] && y[0] <= y[1];
 }
 
+// A tick's label: as many decimals as the step needs, the same on the whole axis.
+static void tick_label(char text[32], double value, double step) {
+    double magnitude = fabs(value) > step ? fabs(value) : step;
+    if (fabs(value) < step * 1e-6) value = 0;
+    if (value == 0 || step < 5e-4 || magnitude >= 1e4) {
+        svg_number(text, value);
+        return;
+    }
+    int decimals = 0;
+    for (double s = step; decimals < 4 && fabs(s - round(s)) > 1e-6 * s; s *= 10) decimals++;
+    snprintf(text, 32, "%.*f", decimals, value);
+}
+
 // --- Drawing
+
+enum { MAX_TICKS = 20 }; // never reached but by absurd numbers
 
 struct frame {
     double left, top, right, bottom;
@@ -169,18 +190,16 @@ static double py(const struct frame *f, double y) {
 static void draw_axes(struct text *out, const struct svg_chart *chart, const struct frame *f, struct scale xs,
                       struct scale ys) {
     char label[32];
-    for (int i = 0; ys.low + i * ys.step <= ys.high + ys.step / 2; i++) {
+    for (int i = 0; i < MAX_TICKS && ys.low + i * ys.step <= ys.high + ys.step / 2; i++) {
         double value = ys.low + i * ys.step, y = floor(py(f, value)) + 0.5;
-        if (fabs(value) < ys.step * 1e-6) value = 0;
-        svg_number(label, value);
+        tick_label(label, value, ys.step);
         text_printf(out, "<path class=\"%s\" d=\"M%.1f %.1fH%.1f\"/>", i == 0 ? "axis" : "grid", f->left, y, f->right);
         text_printf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", f->left - 7, y + 3.5, label);
     }
-    for (int i = 0; xs.low + i * xs.step <= f->x1 + xs.step * 1e-6; i++) {
+    for (int i = 0; i < MAX_TICKS && xs.low + i * xs.step <= f->x1 + xs.step * 1e-6; i++) {
         double value = xs.low + i * xs.step;
         if (value < f->x0 - xs.step * 1e-6) continue;
-        svg_number(label, value);
-        if (value == floor(value) && fabs(value) < 1e4) snprintf(label, sizeof label, "%.0f", value);
+        tick_label(label, value, xs.step);
         double x = floor(px(f, value)) + 0.5;
         text_printf(out, "<path class=\"axis\" d=\"M%.1f %.1fv4\"/>", x, f->bottom);
         text_printf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n", x, f->bottom + 17, label);
@@ -190,34 +209,68 @@ static void draw_axes(struct text *out, const struct svg_chart *chart, const str
     text_add(out, "</text>\n");
 }
 
-// At most about two points per pixel: of each column of pixels the first, lowest, highest and last point are drawn, so
-// that no spike is lost.
+// Points of the same half pixel: [begin, end), with the indices of the lowest and the highest.
+struct column {
+    size_t begin, end, low, high;
+};
+static struct column next_column(const struct svg_series *s, const struct frame *f, size_t begin) {
+    struct column c = {begin, begin + 1, begin, begin};
+    double place = floor(px(f, s->x[begin]) * 2);
+    for (; c.end < s->count && isfinite(s->y[c.end]) && floor(px(f, s->x[c.end]) * 2) == place; c.end++) {
+        if (s->y[c.end] < s->y[c.low]) c.low = c.end;
+        if (s->y[c.end] > s->y[c.high]) c.high = c.end;
+    }
+    return c;
+}
+
+// Of each column the first, lowest, highest and last point are drawn, so that no spike is lost.
 static void draw_line(struct text *out, const struct svg_series *s, const struct frame *f) {
-    bool pen_down = false, any = false;
-    text_printf(out, "<path class=\"l %s%s\" d=\"", s->class, s->faint ? " faint" : "");
+    bool pen_down = false;
+    text_printf(out, "<path class=\"l %s%s\" d=\"M0 0", s->class, s->faint ? " faint" : "");
     for (size_t i = 0; i < s->count;) {
         if (!isfinite(s->y[i])) { // a gap
             pen_down = false;
             i++;
             continue;
         }
-        size_t low = i, high = i, end = i;
-        double column = floor(px(f, s->x[i]) * 2);
-        while (end < s->count && isfinite(s->y[end]) && floor(px(f, s->x[end]) * 2) == column) {
-            if (s->y[end] < s->y[low]) low = end;
-            if (s->y[end] > s->y[high]) high = end;
-            end++;
-        }
-        size_t order[4] = {i, low < high ? low : high, low < high ? high : low, end - 1};
+        struct column c = next_column(s, f, i);
+        size_t first = c.low < c.high ? c.low : c.high, order[4] = {i, first, c.low + c.high - first, c.end - 1};
         for (int k = 0; k < 4; k++) {
             if (k > 0 && order[k] == order[k - 1]) continue;
             text_printf(out, "%s%.1f %.1f", pen_down ? "L" : "M", px(f, s->x[order[k]]), py(f, s->y[order[k]]));
-            pen_down = any = true;
+            pen_down = true;
         }
-        i = end;
+        i = c.end;
     }
-    if (!any) text_add(out, "M0 0");
     text_add(out, "\"/>\n");
+}
+
+// More points than pixels: the area between lowest and highest, instead of a line that fills it.
+static void draw_band(struct text *out, const struct svg_series *s, const struct frame *f) {
+    struct text below = {0};
+    bool first = true;
+    text_printf(out, "<path class=\"band f%s\" d=\"", s->class + 1);
+    for (size_t i = 0; i < s->count;) {
+        if (!isfinite(s->y[i])) {
+            i++;
+            continue;
+        }
+        struct column c = next_column(s, f, i);
+        struct text point = {0};
+        double x = px(f, s->x[i]);
+        text_printf(out, "%s%.1f %.1f", first ? "M" : "L", x, py(f, s->y[c.high]) - 0.5);
+        text_printf(&point, "L%.1f %.1f", x, py(f, s->y[c.low]) + 0.5); // the way back is written from right to left
+        text_append(&point, text_str(&below), below.length);
+        text_free(&below);
+        below = point;
+        first = false;
+        i = c.end;
+    }
+    if (first) text_add(out, "M0 0");
+    text_append(out, text_str(&below), below.length);
+    text_add(out, "Z\"/>\n");
+    if (below.failed) out->failed = true;
+    text_free(&below);
 }
 
 static void draw_marks(struct text *out, const struct svg_series *s, const struct frame *f) {
@@ -258,7 +311,7 @@ static void draw_legend(struct text *out, const struct svg_chart *chart, double 
     for (size_t i = chart->n_series; i-- > 0;) { // right to left, so that the first one stands first
         const struct svg_series *s = &chart->series[i];
         if (!s->label || s->count == 0) continue;
-        x -= 6.2 * (double)strlen(s->label); // about the width of 11 px text
+        x -= 5.9 * (double)strlen(s->label); // about the width of 11 px text
         text_printf(out, "<text x=\"%.1f\" y=\"%.1f\">", x, y);
         svg_escape(out, s->label);
         text_printf(out, "</text><path class=\"l %s%s\" d=\"M%.1f %.1fh16\"/>", s->class, s->faint ? " faint" : "",
@@ -269,6 +322,12 @@ static void draw_legend(struct text *out, const struct svg_chart *chart, double 
         text_add(out, "\n");
         x -= 22 + 16;
     }
+}
+
+static bool has_legend(const struct svg_chart *chart) {
+    for (size_t i = 0; i < chart->n_series; i++)
+        if (chart->series[i].label && chart->series[i].count) return true;
+    return false;
 }
 
 static void draw_start(struct text *out, const struct svg_chart *chart) {
@@ -292,7 +351,7 @@ static void draw_start(struct text *out, const struct svg_chart *chart) {
 }
 
 void svg_chart_write(struct text *out, const struct svg_chart *chart) {
-    double x[2], y[2], head = chart->standalone ? 44 : 26;
+    double x[2], y[2], head = chart->standalone ? 46 : has_legend(chart) ? 28 : 8;
     struct frame f = {.left = 52, .top = head, .right = chart->width - 14, .bottom = chart->height - 42};
     draw_start(out, chart);
     if (!ranges(chart, x, y)) {
@@ -302,8 +361,8 @@ void svg_chart_write(struct text *out, const struct svg_chart *chart) {
     }
     for (size_t i = 0; i < chart->n_series; i++)
         if (chart->series[i].last_value && chart->series[i].count) f.right = chart->width - 50;
-    struct scale xs = nice_scale(x[0], x[1], chart->width > 500 ? 8 : 4),
-                 ys = nice_scale(y[0], y[1], chart->height > 240 ? 6 : 4);
+    struct scale xs = nice_scale(x[0], x[1], chart->width > 500 ? 8 : 4, 1),
+                 ys = nice_scale(y[0], y[1], chart->height > 240 ? 6 : 4, 0);
     f.x0 = x[0], f.x1 = x[1] > x[0] ? x[1] : x[0] + 1;
     f.y0 = ys.low, f.y1 = ys.high;
     draw_axes(out, chart, &f, xs, ys);
@@ -311,7 +370,16 @@ void svg_chart_write(struct text *out, const struct svg_chart *chart) {
     text_printf(out, "<svg x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" viewBox=\"%.1f %.1f %.1f %.1f\">\n",
                 f.left, f.top - 3, f.right - f.left + 4, f.bottom - f.top + 4, f.left, f.top - 3, f.right - f.left + 4,
                 f.bottom - f.top + 4);
-    for (size_t i = 0; i < chart->n_series; i++) draw_line(out, &chart->series[i], &f);
+    for (size_t i = 0; i < chart->n_series; i++) { // faint ones behind the others
+        const struct svg_series *series = &chart->series[i];
+        bool dense = (double)series->count > 2 * (f.right - f.left);
+        if (series->faint && dense)
+            draw_band(out, series, &f);
+        else if (series->faint)
+            draw_line(out, series, &f);
+    }
+    for (size_t i = 0; i < chart->n_series; i++)
+        if (!chart->series[i].faint) draw_line(out, &chart->series[i], &f);
     text_add(out, "</svg>\n");
     for (size_t i = 0; i < chart->n_series; i++)
         if (chart->series[i].marks) draw_marks(out, &chart->series[i], &f);

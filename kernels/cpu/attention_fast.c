@@ -39,28 +39,29 @@ struct mm {
     const float *a, *b, *row_scale;
     int64_t ldc, a_row, a_k, ldb;
     int64_t m, n, k;
-    enum mm_start start;
     float scale; // of the result; used with MM_ZERO
 };
 
-INLINE void mm_tile(const struct mm *p, int64_t i, int64_t j, const int rows, const int vecs, bool down) {
+// rows, vecs, down, start and whole are constants; not whole: the only vector has p->n - j lanes.
+INLINE void mm_tile(const struct mm *p, int64_t i, int64_t j, const int rows, const int vecs, const bool down,
+                    const enum mm_start start, const bool whole) {
     v16 c[MM_ROWS][MM_VECS];
-    int64_t tail = p->n - j; // columns of C that exist: fewer than a vector only where vecs is 1
-    float *out = p->c + i * p->ldc + j;
+    const int tail = (int)(p->n - j);
+    const int64_t ldc = p->ldc, ldb = p->ldb, steps = p->k;
+    float *out = p->c + i * ldc + j;
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vecs; v++) {
-            if (p->start == MM_ZERO)
+            if (start == MM_ZERO)
                 c[r][v] = v16_zero();
-            else if (tail >= 16)
-                c[r][v] = v16_load(out + r * p->ldc + 16 * v);
             else
-                c[r][v] = v16_load_n(out + r * p->ldc, (int)tail);
-            if (p->start == MM_SCALED) c[r][v] = v16_mul(c[r][v], v16_set1(p->row_scale[i + r]));
+                c[r][v] = whole ? v16_load(out + r * ldc + 16 * v) : v16_load_n(out + r * ldc, tail);
+            if (start == MM_SCALED) c[r][v] = v16_mul(c[r][v], v16_set1(p->row_scale[i + r]));
         }
     }
     const float *b = p->b + j, *a = down ? p->a + i : p->a + i * p->a_row;
     const int64_t step = down ? p->a_k : 1, across = down ? 1 : p->a_row;
-    for (int64_t k = 0; k < p->k; k++) {
+    const v16 scale = v16_set1(p->scale);
+    for (int64_t k = 0; k < steps; k++) {
         v16 w[MM_VECS];
         UNROLL for (int v = 0; v < vecs; v++) w[v] = v16_load(b + 16 * v);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -68,39 +69,46 @@ INLINE void mm_tile(const struct mm *p, int64_t i, int64_t j, const int rows, co
             UNROLL for (int v = 0; v < vecs; v++) c[r][v] = v16_fma(x, w[v], c[r][v]);
         }
         a += step;
-        b += p->ldb;
+        b += ldb;
     }
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vecs; v++) {
-            if (p->start == MM_ZERO) c[r][v] = v16_mul(c[r][v], v16_set1(p->scale));
-            if (tail >= 16)
-                v16_store(out + r * p->ldc + 16 * v, c[r][v]);
+            if (start == MM_ZERO) c[r][v] = v16_mul(c[r][v], scale);
+            if (whole)
+                v16_store(out + r * ldc + 16 * v, c[r][v]);
             else
-                v16_store_n(out + r * p->ldc, c[r][v], (int)tail);
+                v16_store_n(out + r * ldc, c[r][v], tail);
         }
     }
 }
 
 // All columns of `rows` rows of C.
-INLINE void mm_rows(const struct mm *p, int64_t i, const int rows, bool down) {
+INLINE void mm_rows(const struct mm *p, int64_t i, const int rows, const bool down, const enum mm_start start) {
     int64_t j = 0;
-    for (; j + 16 * MM_VECS <= p->n; j += 16 * MM_VECS) mm_tile(p, i, j, rows, MM_VECS, down);
-    for (; j < p->n; j += 16) mm_tile(p, i, j, rows, 1, down);
+    for (; j + 16 * MM_VECS <= p->n; j += 16 * MM_VECS) mm_tile(p, i, j, rows, MM_VECS, down, start, true);
+    for (; j + 16 <= p->n; j += 16) mm_tile(p, i, j, rows, 1, down, start, true);
+    if (j < p->n) mm_tile(p, i, j, rows, 1, down, start, false);
 }
 
-INLINE void mm_all(const struct mm *p, bool down) {
+INLINE void mm_all(const struct mm *p, const bool down, const enum mm_start start) {
     int64_t i = 0;
-    for (; i + MM_ROWS <= p->m; i += MM_ROWS) mm_rows(p, i, MM_ROWS, down);
-    for (; MM_ROWS > 4 && i + 4 <= p->m; i += 4) mm_rows(p, i, 4, down);
-    for (; i + 2 <= p->m; i += 2) mm_rows(p, i, 2, down);
-    for (; i < p->m; i++) mm_rows(p, i, 1, down);
+    for (; i + MM_ROWS <= p->m; i += MM_ROWS) mm_rows(p, i, MM_ROWS, down, start);
+    for (; MM_ROWS > 4 && i + 4 <= p->m; i += 4) mm_rows(p, i, 4, down, start);
+    for (; i + 2 <= p->m; i += 2) mm_rows(p, i, 2, down, start);
+    for (; i < p->m; i++) mm_rows(p, i, 1, down, start);
 }
 
-static void mm_across(const struct mm *p) {
-    mm_all(p, false);
+static void mm_zero(const struct mm *p) {
+    mm_all(p, false, MM_ZERO);
 } // a_k is 1
-static void mm_down(const struct mm *p) {
-    mm_all(p, true);
+static void mm_scaled(const struct mm *p) {
+    mm_all(p, false, MM_SCALED);
+} // a_k is 1
+static void mm_add(const struct mm *p) {
+    mm_all(p, false, MM_ADD);
+} // a_k is 1
+static void mm_add_down(const struct mm *p) {
+    mm_all(p, true, MM_ADD);
 } // a_row is 1
 
 // --- blocks of the operands
@@ -151,7 +159,7 @@ INLINE char *row_at(const struct matrix *m, int64_t row, int64_t col, bool bf16)
 static struct block block_of(const struct matrix *m, int64_t row, int64_t n, int64_t col, int64_t dim, bool bf16,
                              float *copy) {
     int64_t padded = attention_padded(dim);
-    if (!bf16 && dim == padded && m->ld % 256 != 0)
+    if (0 && !bf16 && dim == padded && m->ld % 256 != 0)
         return (struct block){(float *)(void *)row_at(m, row, col, false), m->ld};
     for (int64_t i = 0; i < n; i++) {
         const char *from = row_at(m, row + i, col, bf16);
@@ -235,10 +243,18 @@ static void transpose_block(float *to, const struct block *from, int64_t n, int6
     for (int64_t d = 0; d < padded && j < BLOCK; d++) memset(to + d * BLOCK + j, 0, (size_t)(BLOCK - j) * sizeof *to);
 }
 
+// Rows of a block that share the columns they are computed for: whole 16s of rows and columns, so that about half of a
+// block on the diagonal is left out. Nothing outside of the bands is read.
+struct band {
+    int64_t row, rows, col, cols;
+};
+
 // Which columns [begin, end) of a key block each of `n` query rows sees.
 struct seen {
     int begin[BLOCK], end[BLOCK]; // set unless `all`
-    bool any, all;                // some row may see a key; every row sees all 64
+    bool all;                     // every row sees all 64
+    int bands;
+    struct band band[BLOCK / 16];
 };
 
 static void see(const struct attention_args *a, const struct attention_seq *s, int64_t first, int64_t n, int64_t key0,
@@ -247,14 +263,33 @@ static void see(const struct attention_args *a, const struct attention_seq *s, i
     attention_visible(a, s, first, &begin, &end);
     attention_visible(a, s, first + n - 1, &last_begin, &last_end);
     seen->all = keys == BLOCK && last_begin <= key0 && end >= key0 + keys; // both ends grow from row to row
-    seen->any = begin < key0 + keys && last_end > key0;
-    if (seen->all || !seen->any) return;
+    seen->bands = 0;
+    if (begin >= key0 + keys || last_end <= key0) return;
+    if (seen->all) {
+        seen->band[seen->bands++] = (struct band){0, n, 0, BLOCK};
+        return;
+    }
     for (int64_t i = 0; i < n; i++) {
         attention_visible(a, s, first + i, &begin, &end);
         begin = begin > key0 ? begin - key0 : 0;
         end = end < key0 + keys ? end - key0 : keys;
         seen->begin[i] = (int)(begin < end ? begin : 0);
         seen->end[i] = (int)(begin < end ? end : 0);
+    }
+    for (int64_t i = 0; i < n; i += 16) {
+        int64_t rows = n - i < 16 ? n - i : 16, left = BLOCK, right = 0;
+        for (int64_t j = i; j < i + rows; j++) {
+            if (seen->begin[j] < seen->end[j] && seen->begin[j] < left) left = seen->begin[j];
+            if (seen->end[j] > right) right = seen->end[j];
+        }
+        left = left / 16 * 16;
+        right = (right + 15) / 16 * 16;
+        struct band *last = &seen->band[seen->bands - 1];
+        if (left >= right) continue;
+        if (seen->bands && last->row + last->rows == i && last->col == left && last->cols == right - left)
+            last->rows += rows;
+        else
+            seen->band[seen->bands++] = (struct band){i, rows, left, right - left};
     }
 }
 
@@ -279,38 +314,56 @@ struct rows_state {
     float largest[BLOCK];
 };
 
-// Scores become e^(score - largest); alpha: what earlier sums are multiplied by. `n` is at most BLOCK.
-static void soften(const struct attention_args *a, const struct seen *seen, int64_t n, float *s,
-                   struct rows_state *state, float *alpha) {
-    float largest[BLOCK];
+// Caps and masks a row of scores; the largest of them.
+INLINE float row_largest(const struct attention_args *a, const struct seen *seen, const struct band *band, int64_t i,
+                         float *row, const bool all) {
     const v16 minus_infinity = v16_set1(-INFINITY);
-    for (int64_t i = 0; i < n; i++) {
-        float *row = s + i * BLOCK;
-        v16 best = minus_infinity;
-        for (int j = 0; j < BLOCK; j += 16) {
-            v16 v = v16_load(row + j);
-            if (a->soft_cap > 0) v = capped(v, a->soft_cap);
-            if (!seen->all) v = inside(v, j, seen->begin[i], seen->end[i], minus_infinity);
-            if (a->soft_cap > 0 || !seen->all) v16_store(row + j, v);
-            best = v16_max(best, v);
-        }
-        float top = v16_largest(best);
-        largest[i] = top > state->largest[i] ? top : state->largest[i];
+    v16 best = minus_infinity;
+    if (all && a->soft_cap == 0) {
+        UNROLL for (int j = 0; j < BLOCK; j += 16) best = v16_max(best, v16_load(row + j));
+        return v16_largest(best);
     }
-    for (int64_t i = n; i < BLOCK; i++) largest[i] = state->largest[i];
-    for (int i = 0; i < BLOCK && i < n; i += 16) {
-        v16_store(alpha + i, v16_exp(v16_sub(v16_load(state->largest + i), v16_load(largest + i))));
+    for (int64_t j = band->col; j < band->col + band->cols; j += 16) {
+        v16 v = v16_load(row + j);
+        if (a->soft_cap > 0) v = capped(v, a->soft_cap);
+        if (!all) v = inside(v, (int)j, seen->begin[i], seen->end[i], minus_infinity);
+        v16_store(row + j, v);
+        best = v16_max(best, v);
     }
-    memcpy(state->largest, largest, sizeof largest);
-    for (int64_t i = 0; i < n; i++) {
-        float *row = s + i * BLOCK;
-        v16 top = v16_set1(largest[i]), p[4];
-        UNROLL for (int j = 0; j < 4; j++) {
-            p[j] = v16_exp(v16_sub(v16_load(row + 16 * j), top));
-            v16_store(row + 16 * j, p[j]);
+    return v16_largest(best);
+}
+
+// Scores of a band become e^(score - largest); alpha: what earlier sums of its rows are multiplied by.
+INLINE void soften_band(const struct attention_args *a, const struct seen *seen, const struct band *band, float *s,
+                        struct rows_state *state, float *alpha, const bool all) {
+    float largest[BLOCK] = {0}, *before = state->largest + band->row;
+    for (int64_t i = 0; i < band->rows; i++) {
+        float top = row_largest(a, seen, band, band->row + i, s + (band->row + i) * BLOCK, all);
+        largest[i] = top > before[i] ? top : before[i];
+    }
+    for (int64_t i = 0; i < band->rows; i += 16) {
+        int n = band->rows - i < 16 ? (int)(band->rows - i) : 16;
+        v16_store_n(alpha + band->row + i, v16_exp(v16_sub(v16_load_n(before + i, n), v16_load_n(largest + i, n))), n);
+        v16_store_n(before + i, v16_load_n(largest + i, n), n);
+    }
+    for (int64_t i = 0; i < band->rows; i++) {
+        float *row = s + (band->row + i) * BLOCK, *lane = state->lane + (band->row + i) * 16;
+        v16 top = v16_set1(largest[i]), sum = v16_mul(v16_load(lane), v16_set1(alpha[band->row + i]));
+        if (all) {
+            v16 p[4];
+            UNROLL for (int j = 0; j < 4; j++) {
+                p[j] = v16_exp(v16_sub(v16_load(row + 16 * j), top));
+                v16_store(row + 16 * j, p[j]);
+            }
+            UNROLL for (int j = 0; j < 4; j++) sum = v16_add(sum, p[j]);
+        } else {
+            for (int64_t j = band->col; j < band->col + band->cols; j += 16) {
+                v16 p = v16_exp(v16_sub(v16_load(row + j), top));
+                v16_store(row + j, p);
+                sum = v16_add(sum, p);
+            }
         }
-        v16 sum = v16_add(v16_add(p[0], p[1]), v16_add(p[2], p[3]));
-        v16_store(state->lane + i * 16, v16_fma(v16_load(state->lane + i * 16), v16_set1(alpha[i]), sum));
+        v16_store(lane, sum);
     }
 }
 
@@ -342,6 +395,38 @@ static void finish(const struct attention_args *a, const struct attention_unit *
             *(float *)(void *)row_at(&a->lse, row, head, false) = none ? 0.0f : top + (float)det_log((double)sum);
         }
     }
+}
+
+// o = o alpha + P V for the rows of a band.
+static void forward_band(const struct attention_args *a, const struct seen *seen, const struct band *band,
+                         const struct block *q, const float *kt, const struct block *v, int64_t keys, float *s,
+                         struct rows_state *state) {
+    int64_t vp = attention_padded(a->v_dim), end = band->col + band->cols < keys ? band->col + band->cols : keys;
+    float alpha[BLOCK], *corner = s + band->row * BLOCK + band->col;
+    mm_zero(&(struct mm){.c = corner,
+                         .ldc = BLOCK,
+                         .a = q->p + band->row * q->ld,
+                         .a_row = q->ld,
+                         .b = kt + band->col,
+                         .ldb = BLOCK,
+                         .m = band->rows,
+                         .n = band->cols,
+                         .k = a->head_dim,
+                         .scale = a->scale});
+    if (seen->all)
+        soften_band(a, seen, band, s, state, alpha, true);
+    else
+        soften_band(a, seen, band, s, state, alpha, false);
+    mm_scaled(&(struct mm){.c = state->o + band->row * vp,
+                           .ldc = vp,
+                           .a = corner,
+                           .a_row = BLOCK,
+                           .b = v->p + band->col * v->ld,
+                           .ldb = v->ld,
+                           .m = band->rows,
+                           .n = vp,
+                           .k = end - band->col,
+                           .row_scale = alpha + band->row});
 }
 
 static void forward(const struct attention_args *a, const struct attention_unit *u, float *scratch) {
@@ -378,32 +463,9 @@ static void forward(const struct attention_args *a, const struct attention_unit 
             int64_t first = (u->block + i % u->blocks) * BLOCK;
             int64_t n = seq->q_len - first < BLOCK ? seq->q_len - first : BLOCK;
             struct seen seen;
-            float alpha[BLOCK];
             see(a, seq, first, n, key0, keys, &seen);
-            if (!seen.any) continue;
-            mm_across(&(struct mm){.c = s,
-                                   .ldc = BLOCK,
-                                   .a = q[i].p,
-                                   .a_row = q[i].ld,
-                                   .b = kt,
-                                   .ldb = BLOCK,
-                                   .m = n,
-                                   .n = BLOCK,
-                                   .k = a->head_dim,
-                                   .start = MM_ZERO,
-                                   .scale = a->scale});
-            soften(a, &seen, n, s, &state[i], alpha);
-            mm_across(&(struct mm){.c = state[i].o,
-                                   .ldc = vp,
-                                   .a = s,
-                                   .a_row = BLOCK,
-                                   .b = v.p,
-                                   .ldb = v.ld,
-                                   .m = n,
-                                   .n = vp,
-                                   .k = keys,
-                                   .start = MM_SCALED,
-                                   .row_scale = alpha});
+            for (int w = 0; w < seen.bands; w++)
+                forward_band(a, &seen, &seen.band[w], &q[i], kt, &v, keys, s, &state[i]);
         }
     }
     for (int64_t i = 0; i < subs; i++) {
@@ -426,22 +488,23 @@ static void delta(const struct attention_args *a, int64_t heads, int64_t row) {
     }
 }
 
-// s: scores become P = e^(s - lse); dp: becomes dS = P (dP - delta) slope scale.
-static void soften_backward(const struct attention_args *a, const struct seen *seen, int64_t head, int64_t row,
-                            int64_t n, float *s, float *dp) {
-    v16 one = v16_set1(1.0f);
-    for (int64_t i = 0; i < n; i++) {
+// s: scores become P = e^(s - lse); dp: becomes dS = P (dP - delta) slope scale. `row`: of the block's first query.
+INLINE void soften_backward(const struct attention_args *a, const struct seen *seen, const struct band *band,
+                            int64_t head, int64_t row, float *s, float *dp, const bool all) {
+    const v16 one = v16_set1(1.0f), cap = v16_set1(a->soft_cap), scale = v16_set1(a->scale);
+    const int64_t col = all ? 0 : band->col, end = all ? BLOCK : band->col + band->cols;
+    for (int64_t i = band->row; i < band->row + band->rows; i++) {
         v16 lse = v16_set1(*(const float *)(const void *)row_at(&a->lse, row + i, head, false));
         v16 mean = v16_set1(*(const float *)(const void *)row_at(&a->delta, row + i, head, false));
-        for (int j = 0; j < BLOCK; j += 16) {
-            v16 v = v16_load(s + i * BLOCK + j), factor = v16_set1(a->scale);
+        for (int64_t j = col; j < end; j += 16) {
+            v16 v = v16_load(s + i * BLOCK + j), factor = scale;
             if (a->soft_cap > 0) {
-                v16 t = v16_tanh(v16_div(v, v16_set1(a->soft_cap)));
-                factor = v16_mul(factor, v16_sub(one, v16_mul(t, t)));
-                v = v16_mul(v16_set1(a->soft_cap), t);
+                v16 t = v16_tanh(v16_div(v, cap));
+                factor = v16_mul(scale, v16_sub(one, v16_mul(t, t)));
+                v = v16_mul(cap, t);
             }
             v16 p = v16_exp(v16_sub(v, lse));
-            if (!seen->all) p = inside(p, j, seen->begin[i], seen->end[i], v16_zero());
+            if (!all) p = inside(p, (int)j, seen->begin[i], seen->end[i], v16_zero());
             v16 ds = v16_mul(v16_mul(p, v16_sub(v16_load(dp + i * BLOCK + j), mean)), factor);
             v16_store(s + i * BLOCK + j, p);
             v16_store(dp + i * BLOCK + j, ds);
@@ -493,59 +556,89 @@ static struct backward_scratch backward_layout(float *p, int64_t kp, int64_t vp)
     return b;
 }
 
+// Rows of queries whose bands hold column `col`.
+static struct band rows_seeing(const struct seen *seen, int64_t col) {
+    struct band r = {.col = col};
+    for (int w = 0; w < seen->bands; w++) {
+        const struct band *band = &seen->band[w];
+        if (col < band->col || col >= band->col + band->cols) continue;
+        if (r.rows == 0) r.row = band->row;
+        r.rows = band->row + band->rows - r.row;
+    }
+    return r;
+}
+
+// C += A^T B with C's rows over the keys of the block: P^T dO, dS^T Q.
+static void add_to_keys(const struct seen *seen, const float *a, const struct block *b, float *c, int64_t ldc,
+                        int64_t keys) {
+    int64_t step = seen->all ? BLOCK : 16;
+    for (int64_t j = 0; j < keys; j += step) {
+        struct band rows = rows_seeing(seen, j);
+        mm_add_down(&(struct mm){.c = c + j * ldc,
+                                 .ldc = ldc,
+                                 .a = a + rows.row * BLOCK + j,
+                                 .a_k = BLOCK,
+                                 .b = b->p + rows.row * b->ld,
+                                 .ldb = b->ld,
+                                 .m = keys - j < step ? keys - j : step,
+                                 .n = ldc,
+                                 .k = rows.rows});
+    }
+}
+
 // One head's part of (query block, key block): everything but dq. Leaves dS in x->dp.
 static void backward_head(const struct attention_args *a, const struct seen *seen, const struct backward_scratch *x,
                           int64_t head, int64_t row, int64_t n, int64_t keys) {
     bool bf16 = a->dtype == DTYPE_BF16;
-    int64_t kp = attention_padded(a->head_dim), vp = attention_padded(a->v_dim);
     struct block q = block_of(&a->q, row, n, head * a->head_dim, a->head_dim, bf16, x->q_copy);
     struct block d_o = block_of(&a->d_o, row, n, head * a->v_dim, a->v_dim, bf16, x->o_copy);
-    mm_across(&(struct mm){.c = x->s,
-                           .ldc = BLOCK,
-                           .a = q.p,
-                           .a_row = q.ld,
-                           .b = x->kt,
-                           .ldb = BLOCK,
-                           .m = n,
-                           .n = BLOCK,
-                           .k = a->head_dim,
-                           .start = MM_ZERO,
-                           .scale = a->scale});
-    mm_across(&(struct mm){.c = x->dp,
-                           .ldc = BLOCK,
-                           .a = d_o.p,
-                           .a_row = d_o.ld,
-                           .b = x->vt,
-                           .ldb = BLOCK,
-                           .m = n,
-                           .n = BLOCK,
-                           .k = a->v_dim,
-                           .start = MM_ZERO,
-                           .scale = 1.0f});
-    soften_backward(a, seen, head, row, n, x->s, x->dp);
-    if (a->dv.p) {
-        mm_down(&(struct mm){.c = x->dv,
-                             .ldc = vp,
-                             .a = x->s,
-                             .a_k = BLOCK,
-                             .b = d_o.p,
-                             .ldb = d_o.ld,
-                             .m = keys,
-                             .n = vp,
-                             .k = n,
-                             .start = MM_ADD});
+    for (int w = 0; w < seen->bands; w++) {
+        const struct band *band = &seen->band[w];
+        int64_t corner = band->row * BLOCK + band->col;
+        mm_zero(&(struct mm){.c = x->s + corner,
+                             .ldc = BLOCK,
+                             .a = q.p + band->row * q.ld,
+                             .a_row = q.ld,
+                             .b = x->kt + band->col,
+                             .ldb = BLOCK,
+                             .m = band->rows,
+                             .n = band->cols,
+                             .k = a->head_dim,
+                             .scale = a->scale});
+        mm_zero(&(struct mm){.c = x->dp + corner,
+                             .ldc = BLOCK,
+                             .a = d_o.p + band->row * d_o.ld,
+                             .a_row = d_o.ld,
+                             .b = x->vt + band->col,
+                             .ldb = BLOCK,
+                             .m = band->rows,
+                             .n = band->cols,
+                             .k = a->v_dim,
+                             .scale = 1.0f});
+        if (seen->all)
+            soften_backward(a, seen, band, head, row, x->s, x->dp, true);
+        else
+            soften_backward(a, seen, band, head, row, x->s, x->dp, false);
     }
-    if (a->dk.p) {
-        mm_down(&(struct mm){.c = x->dk,
-                             .ldc = kp,
-                             .a = x->dp,
-                             .a_k = BLOCK,
-                             .b = q.p,
-                             .ldb = q.ld,
-                             .m = keys,
-                             .n = kp,
-                             .k = n,
-                             .start = MM_ADD});
+    if (a->dv.p) add_to_keys(seen, x->s, &d_o, x->dv, attention_padded(a->v_dim), keys);
+    if (a->dk.p) add_to_keys(seen, x->dp, &q, x->dk, attention_padded(a->head_dim), keys);
+}
+
+// dq of one head and query block += dS K, in f32.
+static void add_to_queries(const struct attention_args *a, const struct seen *seen, const float *ds,
+                           const struct block *k, int64_t head, int64_t row, int64_t keys) {
+    for (int w = 0; w < seen->bands; w++) {
+        const struct band *band = &seen->band[w];
+        int64_t end = band->col + band->cols < keys ? band->col + band->cols : keys;
+        mm_add(&(struct mm){.c = (float *)(void *)row_at(&a->dq, row + band->row, head * a->head_dim, false),
+                            .ldc = a->dq.ld,
+                            .a = ds + band->row * BLOCK + band->col,
+                            .a_row = BLOCK,
+                            .b = k->p + band->col * k->ld,
+                            .ldb = k->ld,
+                            .m = band->rows,
+                            .n = a->head_dim,
+                            .k = end - band->col});
     }
 }
 
@@ -575,16 +668,7 @@ static void backward(const struct attention_args *a, const struct attention_unit
             backward_head(a, &seen, &x, head, row, n, keys);
             if (!a->dq.p) continue;
             if (head == u->head) wait_for(&u->progress[block], u->block - from);
-            mm_across(&(struct mm){.c = (float *)(void *)row_at(&a->dq, row, head * a->head_dim, false),
-                                   .ldc = a->dq.ld,
-                                   .a = x.dp,
-                                   .a_row = BLOCK,
-                                   .b = k.p,
-                                   .ldb = k.ld,
-                                   .m = n,
-                                   .n = a->head_dim,
-                                   .k = keys,
-                                   .start = MM_ADD});
+            add_to_queries(a, &seen, x.dp, &k, head, row, keys);
         }
         atomic_store_explicit(&u->progress[block], (int)(u->block - from) + 1, memory_order_release);
     }

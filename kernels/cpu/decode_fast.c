@@ -21,12 +21,10 @@
 // --- sixteen elements of one row: elements 16 * i ..; `n` < 16 only for the plain formats
 
 DECODE v16 f32_16(const uint8_t *row, int64_t i, int n) {
-    float t[16] = {0};
-    if (n == 16)
-        memcpy(t, row + 64 * i, 64);
-    else
-        memcpy(t, row + 64 * i, 4 * (size_t)n);
-    return v16_load(t);
+    if (n == 16) return w16_float(w16_load(row + 64 * i));
+    uint32_t t[16] = {0};
+    memcpy(t, row + 64 * i, 4 * (size_t)n);
+    return w16_float(w16_load(t));
 }
 DECODE v16 f16_16(const uint8_t *row, int64_t i, int n) {
     if (n == 16) return v16_halves(row + 32 * i);
@@ -35,12 +33,10 @@ DECODE v16 f16_16(const uint8_t *row, int64_t i, int n) {
     return v16_halves(t);
 }
 DECODE v16 bf16_16(const uint8_t *row, int64_t i, int n) {
-    uint16_t t[16] = {0};
-    if (n == 16)
-        memcpy(t, row + 32 * i, 32);
-    else
-        memcpy(t, row + 32 * i, 2 * (size_t)n);
-    return v16_load_bf16(t);
+    if (n == 16) return v16_brains(row + 32 * i);
+    uint8_t t[32] = {0};
+    memcpy(t, row + 32 * i, 2 * (size_t)n);
+    return v16_brains(t);
 }
 
 // --- packed formats: sixteen codes, and value = code * d + m
@@ -83,17 +79,17 @@ DECODE v16 q5_1_codes(const uint8_t *row, int64_t i, bool high) {
 DECODE v16 q8_0_codes(const uint8_t *row, int64_t i, bool high) {
     return v16_i8(row + 34 * (i / 2) + (high ? 18 : 2));
 }
-#define BLOCKS_OF_32(name, bytes, minimum)                                                                            \
-    DECODE bool name##_high(int64_t i) {                                                                              \
-        return i % 2 != 0;                                                                                            \
-    }                                                                                                                 \
-    DECODE struct scale name##_scale(const uint8_t *row, int64_t i) {                                                 \
-        const uint8_t *b = row + (bytes) * (i / 2);                                                                   \
-        return (struct scale){v16_half1(b), (minimum) ? v16_half1(b + 2) : NO_MINIMUM};                               \
-    }                                                                                                                 \
-    DECODE struct scale name##_scales(const uint8_t *base, size_t s, int64_t i) {                                     \
-        const uint8_t *b = base + (bytes) * (i / 2);                                                                  \
-        return (struct scale){halves_of_rows(b, s), (minimum) ? halves_of_rows(b + 2, s) : NO_MINIMUM};               \
+#define BLOCKS_OF_32(name, bytes, minimum)                                                                             \
+    DECODE bool name##_high(int64_t i) {                                                                               \
+        return i % 2 != 0;                                                                                             \
+    }                                                                                                                  \
+    DECODE struct scale name##_scale(const uint8_t *row, int64_t i) {                                                  \
+        const uint8_t *b = row + (bytes) * (i / 2);                                                                    \
+        return (struct scale){v16_half1(b), (minimum) ? v16_half1(b + 2) : NO_MINIMUM};                                \
+    }                                                                                                                  \
+    DECODE struct scale name##_scales(const uint8_t *base, size_t s, int64_t i) {                                      \
+        const uint8_t *b = base + (bytes) * (i / 2);                                                                   \
+        return (struct scale){halves_of_rows(b, s), (minimum) ? halves_of_rows(b + 2, s) : NO_MINIMUM};                \
     }
 BLOCKS_OF_32(q4_0, 18, false)
 BLOCKS_OF_32(q4_1, 20, true)
@@ -369,48 +365,50 @@ DECODE int64_t q5_1_turn(float *p, const uint8_t *base, size_t s, int64_t k0, in
     }
 
 // Plain formats: lanes are columns as they stand.
-#define DECODE_PLAIN(name)                                                                                            \
-    DECODE_FORMAT(name)                                                                                               \
-    static void name##_cols(float *panel, const uint8_t *data, size_t stride, int64_t k, int64_t col0, int n) {       \
-        for (int64_t i = 0; i < k; i++, data += stride, panel += P) {                                                 \
-            int lane = 0;                                                                                             \
-            for (; lane + 16 <= n; lane += 16) v16_store(panel + lane, name##_16(data, (col0 + lane) / 16, 16));      \
-            if (lane < n) v16_store_n(panel + lane, name##_16(data, (col0 + lane) / 16, n - lane), n - lane);         \
-        }                                                                                                             \
+#define DECODE_PLAIN(name)                                                                                             \
+    DECODE_FORMAT(name)                                                                                                \
+    static void name##_cols(float *panel, const uint8_t *data, size_t stride, int64_t k, int64_t col0, int n) {        \
+        for (int64_t i = 0; i < k; i++, data += stride, panel += P) {                                                  \
+            int lane = 0;                                                                                              \
+            for (; lane + 16 <= n; lane += 16) v16_store(panel + lane, name##_16(data, (col0 + lane) / 16, 16));       \
+            if (lane < n) v16_store_n(panel + lane, name##_16(data, (col0 + lane) / 16, n - lane), n - lane);          \
+        }                                                                                                              \
     }
 DECODE_PLAIN(f32)
 DECODE_PLAIN(f16)
 DECODE_PLAIN(bf16)
 
 // Packed formats: sixteen rows and sixteen columns at a time, the rows' scales first.
-#define DECODE_PACKED(name)                                                                                           \
-    DECODE v16 name##_16(const uint8_t *row, int64_t i, int n) {                                                      \
-        (void)n;                                                                                                      \
-        struct scale s = name##_scale(row, i);                                                                        \
-        return v16_fma(name##_codes(row, i, name##_high(i)), s.d, s.m);                                               \
-    }                                                                                                                 \
-    DECODE_FORMAT(name)                                                                                               \
-    DECODE void name##_cols16(float *panel, const uint8_t *data, size_t stride, int64_t i, bool high) {               \
-        float d[16], m[16];                                                                                           \
-        struct scale s = name##_scales(data, stride, i);                                                              \
-        v16_store(d, s.d), v16_store(m, s.m);                                                                         \
-        UNROLL(4)                                                                                                     \
-        for (int r = 0; r < 16; r++) {                                                                                \
-            v16 codes = name##_codes(data + (size_t)r * stride, i, high);                                             \
-            put(panel, r, v16_fma(codes, v16_set1(d[r]), v16_set1(m[r])));                                            \
-        }                                                                                                             \
-    }                                                                                                                 \
-    static void name##_cols(float *panel, const uint8_t *data, size_t stride, int64_t k, int64_t col0, int n) {       \
-        for (; k >= 16; k -= 16, data += 16 * stride, panel += 16 * P) {                                              \
-            for (int lane = 0; lane < n; lane += 16) {                                                                \
-                int64_t i = (col0 + lane) / 16;                                                                       \
-                if (name##_high(i)) name##_cols16(panel + lane, data, stride, i, true);                               \
-                else name##_cols16(panel + lane, data, stride, i, false);                                             \
-            }                                                                                                         \
-        }                                                                                                             \
-        for (; k > 0; k--, data += stride, panel += P) {                                                              \
-            for (int lane = 0; lane < n; lane += 16) put(panel + lane, 0, name##_16(data, (col0 + lane) / 16, 16));   \
-        }                                                                                                             \
+#define DECODE_PACKED(name)                                                                                            \
+    DECODE v16 name##_16(const uint8_t *row, int64_t i, int n) {                                                       \
+        (void)n;                                                                                                       \
+        struct scale s = name##_scale(row, i);                                                                         \
+        return v16_fma(name##_codes(row, i, name##_high(i)), s.d, s.m);                                                \
+    }                                                                                                                  \
+    DECODE_FORMAT(name)                                                                                                \
+    DECODE void name##_cols16(float *panel, const uint8_t *data, size_t stride, int64_t i, bool high) {                \
+        float d[16], m[16];                                                                                            \
+        struct scale s = name##_scales(data, stride, i);                                                               \
+        v16_store(d, s.d), v16_store(m, s.m);                                                                          \
+        UNROLL(4)                                                                                                      \
+        for (int r = 0; r < 16; r++) {                                                                                 \
+            v16 codes = name##_codes(data + (size_t)r * stride, i, high);                                              \
+            put(panel, r, v16_fma(codes, v16_set1(d[r]), v16_set1(m[r])));                                             \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void name##_cols(float *panel, const uint8_t *data, size_t stride, int64_t k, int64_t col0, int n) {        \
+        for (; k >= 16; k -= 16, data += 16 * stride, panel += 16 * P) {                                               \
+            for (int lane = 0; lane < n; lane += 16) {                                                                 \
+                int64_t i = (col0 + lane) / 16;                                                                        \
+                if (name##_high(i))                                                                                    \
+                    name##_cols16(panel + lane, data, stride, i, true);                                                \
+                else                                                                                                   \
+                    name##_cols16(panel + lane, data, stride, i, false);                                               \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (; k > 0; k--, data += stride, panel += P) {                                                               \
+            for (int lane = 0; lane < n; lane += 16) put(panel + lane, 0, name##_16(data, (col0 + lane) / 16, 16));    \
+        }                                                                                                              \
     }
 DECODE_PACKED(q4_0)
 DECODE_PACKED(q4_1)

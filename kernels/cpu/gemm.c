@@ -1,6 +1,6 @@
-// The packed GEMM: see gemm.h. A job is cut into tasks of one panel (48 columns of C) by up to GEMM_CHUNK rows. A task
-// walks over blocks of the inner index; for each it decodes the panel, unless its thread holds it already, and then
-// lets every tile of C run through all terms of the block while the tile is in the first-level cache.
+// The packed GEMM: see gemm.h. A job is cut into tasks of a few panels (48 columns of C each) by up to GEMM_CHUNK rows.
+// A task walks over blocks of the inner index; for each it decodes the panels, unless its thread holds them already,
+// and then lets every tile of C run through all terms of the block while the tile is in the first-level cache.
 #include "kernels/cpu/gemm.h"
 
 #include <assert.h>
@@ -16,6 +16,7 @@ enum {
     LEAST_CHUNK = 128,  // rows per task below which decoding a weight twice costs more than an idle thread
     LONG_CHAIN = 8192,  // longer inner indices are done block by block by all threads together, sharing X in cache
     MAX_PIECES = 32,    // terms that meet in one block
+    MAX_GROUP = 4,      // panels that share a pass over X, where so many fit
 };
 
 // What a thread works in.
@@ -25,8 +26,8 @@ struct scratch {
     float c[GEMM_CHUNK * GEMM_COLS];      // C, where it cannot be built in place
     float product[GEMM_ROWS * GEMM_COLS]; // a term that is masked before it is added
     float decoded[GEMM_CUT * GEMM_COLS];  // on the way to pairs of bf16
-    float bias[GEMM_COLS];
-    int64_t held_job, held_panel, held_block; // what `panel` holds
+    float bias[MAX_GROUP * GEMM_COLS];
+    int64_t held_job, held_group, held_block; // what `panel` holds
 };
 
 // A term's part of a block, and where its panel lies.
@@ -39,7 +40,8 @@ struct piece {
 
 // How a job is cut.
 struct cut {
-    int64_t first_task, panels, chunks, chunk_rows, blocks, block_length;
+    int64_t first_task, groups, chunks, chunk_rows, blocks, block_length;
+    int panels; // in a group
 };
 
 struct run {
@@ -85,16 +87,23 @@ static int64_t line_length(const struct gemm_job *job) {
 }
 
 static struct cut cut_job(const struct gemm_job *job, int threads, int64_t first_task) {
-    struct cut c = {.first_task = first_task, .panels = divide_up(job->n, GEMM_COLS)};
+    struct cut c = {.first_task = first_task, .panels = 1};
     if (job->m == 0 || job->n == 0) return (struct cut){.first_task = first_task}; // no tasks
     int64_t length = line_length(job), target = job->m <= SMALL_ROWS ? GEMM_CUT : GEMM_BLOCK;
     c.blocks = divide_up(length, target);
     c.block_length = round_up(divide_up(length, c.blocks), GEMM_CUT);
     c.blocks = divide_up(length, c.block_length);
     // Enough tasks for threads that are not equally fast, but chunks worth a panel.
-    int64_t smallest = job->n <= GEMM_COLS ? 2 * GEMM_ROWS : LEAST_CHUNK;
-    int64_t chunks = divide_up(4 * threads, c.panels), most = divide_up(job->m, smallest);
-    chunks = threads == 1 ? 1 : least(chunks, most);
+    int64_t panels = divide_up(job->n, GEMM_COLS), wanted = threads == 1 ? 1 : 4 * threads;
+    int64_t most = divide_up(job->m, job->n <= GEMM_COLS ? 2 * GEMM_ROWS : LEAST_CHUNK);
+    if (c.blocks == 1 && job->m > SMALL_ROWS) {
+        int64_t rows = 0; // of a panel
+        for (int i = 0; i < job->n_terms; i++) rows += round_up(job->terms[i].k, 2);
+        int64_t group = least(least(MAX_GROUP, GEMM_BLOCK / rows), panels * most / wanted);
+        if (group > 1) c.panels = (int)divide_up(panels, divide_up(panels, group));
+    }
+    c.groups = divide_up(panels, c.panels);
+    int64_t chunks = least(divide_up(wanted, c.groups), most);
     if (chunks < divide_up(job->m, GEMM_CHUNK)) chunks = divide_up(job->m, GEMM_CHUNK);
     c.chunk_rows = least(round_up(divide_up(job->m, chunks), GEMM_ROWS), GEMM_CHUNK);
     c.chunks = divide_up(job->m, c.chunk_rows);
@@ -105,7 +114,8 @@ static struct cut cut_job(const struct gemm_job *job, int threads, int64_t first
 
 static bool in_place(const struct gemm_job *job, const struct gemm_term *t, int64_t columns) {
     return !t->lanes_are_rows && t->sources->format == QUANT_F32 && t->masked != GEMM_MASK_SOURCE && !t->bf16 &&
-           columns == GEMM_COLS && job->m <= IN_PLACE_ROWS;
+           columns == GEMM_COLS && job->m <= IN_PLACE_ROWS && (uintptr_t)t->sources->data % sizeof(float) == 0 &&
+           t->sources->stride % sizeof(float) == 0;
 }
 
 // Inner indices k0 .. k0 + k of the term, columns n0 .. n0 + columns of C.
@@ -150,37 +160,43 @@ static void decode_bf16(struct scratch *s, const struct gemm_isa *isa, float *pa
     }
 }
 
-// The pieces of a block; decodes what the thread does not hold. Returns their number.
-static int open_block(struct scratch *s, const struct run *run, int64_t job, int64_t panel, int64_t block,
-                      struct piece pieces[MAX_PIECES]) {
+// The panels of a group over one block, in pieces; decodes what the thread does not hold.
+struct opened {
+    int count[MAX_GROUP];
+    struct piece pieces[MAX_GROUP][MAX_PIECES];
+};
+
+static void open_block(struct scratch *s, const struct run *run, int64_t job, int64_t group, int64_t block,
+                       struct opened *opened) {
     const struct gemm_job *j = &run->jobs[job];
     const struct cut *cut = &run->cuts[job];
-    int64_t n0 = panel * GEMM_COLS, columns = least(j->n - n0, GEMM_COLS);
-    int64_t from = block * cut->block_length, to = from + cut->block_length, line = 0, used = 0;
-    bool held = s->held_job == job && s->held_panel == panel && s->held_block == block;
-    int count = 0;
-    for (int i = 0; i < j->n_terms && line < to; line += round_up(j->terms[i].k, GEMM_CUT), i++) {
-        const struct gemm_term *t = &j->terms[i];
-        int64_t k0 = from > line ? from - line : 0, k1 = least(t->k, to - line);
-        if (k0 >= k1) continue;
-        assert(count < MAX_PIECES);
-        struct piece *p = &pieces[count++];
-        *p = (struct piece){t, k0, k1 - k0, s->panel + used * GEMM_COLS, GEMM_COLS};
-        if (in_place(j, t, columns)) {
-            p->ld = (int64_t)(t->sources->stride / sizeof(float));
-            p->panel = (const float *)(const void *)t->sources->data + k0 * p->ld + n0;
-            continue;
+    int64_t from = block * cut->block_length, to = from + cut->block_length, used = 0;
+    bool held = s->held_job == job && s->held_group == group && s->held_block == block;
+    for (int g = 0; g < cut->panels; g++) {
+        int64_t n0 = (group * cut->panels + g) * GEMM_COLS, columns = least(j->n - n0, GEMM_COLS), line = 0;
+        opened->count[g] = 0;
+        for (int i = 0; i < j->n_terms && line < to && columns > 0; line += round_up(j->terms[i].k, GEMM_CUT), i++) {
+            const struct gemm_term *t = &j->terms[i];
+            int64_t k0 = from > line ? from - line : 0, k1 = least(t->k, to - line);
+            if (k0 >= k1) continue;
+            assert(opened->count[g] < MAX_PIECES);
+            struct piece *p = &opened->pieces[g][opened->count[g]++];
+            float *at = s->panel + used * GEMM_COLS;
+            *p = (struct piece){t, k0, k1 - k0, at, GEMM_COLS};
+            if (in_place(j, t, columns)) {
+                p->ld = (int64_t)(t->sources->stride / sizeof(float));
+                p->panel = (const float *)(const void *)t->sources->data + k0 * p->ld + n0;
+                continue;
+            }
+            used += round_up(p->k, 2);
+            if (held) continue;
+            if (t->bf16)
+                decode_bf16(s, run->isa, at, t, k0, p->k, n0, columns);
+            else
+                decode(run->isa, at, t, k0, p->k, n0, columns);
         }
-        float *at = s->panel + used * GEMM_COLS;
-        used += round_up(p->k, 2);
-        if (held) continue;
-        if (t->bf16)
-            decode_bf16(s, run->isa, at, t, k0, p->k, n0, columns);
-        else
-            decode(run->isa, at, t, k0, p->k, n0, columns);
     }
-    s->held_job = job, s->held_panel = panel, s->held_block = block;
-    return count;
+    s->held_job = job, s->held_group = group, s->held_block = block;
 }
 
 // --- tiles
@@ -297,7 +313,7 @@ static void store_c(const struct gemm_isa *isa, const float *tile, const struct 
     }
 }
 
-// One tile through all pieces of a block. `m0` is the task's first row.
+// One tile through all pieces of a block. `m0` is the task's first row, t.init the bias where the job has one.
 static void run_tile(struct scratch *s, const struct gemm_isa *isa, const struct gemm_job *job,
                      const struct piece *pieces, int n_pieces, bool first, bool last, int64_t m0, struct tile t) {
     bool direct = !job->c_bf16 && !job->c_transposed;
@@ -306,15 +322,9 @@ static void run_tile(struct scratch *s, const struct gemm_isa *isa, const struct
     } else {
         t.c = s->c + (first && last ? 0 : t.m - m0) * GEMM_COLS, t.ldc = GEMM_COLS;
     }
-    t.init = t.c, t.ld_init = t.ldc;
-    if (first) {
-        if (job->bias)
-            t.init = s->bias, t.ld_init = 0;
-        else if (!job->acc)
-            t.init = NULL;
-        else if (!direct)
-            load_c(isa, t.c, job, &t);
-    }
+    if (!first || !job->bias) t.init = t.c, t.ld_init = t.ldc;
+    if (first && !job->bias && !job->acc) t.init = NULL;
+    if (first && job->acc && !direct) load_c(isa, t.c, job, &t);
     for (int i = 0; i < n_pieces; i++) {
         const struct gemm_term *term = pieces[i].term;
         int64_t begin = t.m > term->row_begin ? t.m : term->row_begin, end = least(t.m + t.rows, term->row_end);
@@ -345,19 +355,24 @@ static void run_task(void *context, int64_t task, int thread) {
     while (j + 1 < run->n_jobs && task >= run->cuts[j + 1].first_task) j++; // past jobs without tasks, too
     const struct gemm_job *job = &run->jobs[j];
     const struct cut *cut = &run->cuts[j];
-    int64_t panel = (task - cut->first_task) / cut->chunks, chunk = (task - cut->first_task) % cut->chunks;
+    int64_t group = (task - cut->first_task) / cut->chunks, chunk = (task - cut->first_task) % cut->chunks;
     int64_t m0 = chunk * cut->chunk_rows, m1 = least(m0 + cut->chunk_rows, job->m);
-    struct tile t = {.n0 = panel * GEMM_COLS};
-    t.columns = (int)least(job->n - t.n0, GEMM_COLS);
-    if (job->bias) {
-        run->isa->decoders[job->bias->format->id].cols(s->bias, job->bias->data, 0, 1, t.n0, t.columns);
+    int64_t n0 = group * cut->panels * GEMM_COLS, n1 = least(n0 + cut->panels * GEMM_COLS, job->n);
+    for (int64_t n = n0; n < n1 && job->bias; n += GEMM_COLS) {
+        run->isa->decoders[job->bias->format->id].cols(s->bias + (n - n0), job->bias->data, 0, 1, n,
+                                                       (int)least(n1 - n, GEMM_COLS));
     }
-    struct piece pieces[MAX_PIECES];
+    struct opened opened;
     for (int64_t b = run->block_begin; b < least(run->block_end, cut->blocks); b++) {
-        int n_pieces = open_block(s, run, j, panel, b, pieces);
-        for (t.m = m0; t.m < m1; t.m += GEMM_ROWS) {
-            t.rows = (int)least(m1 - t.m, GEMM_ROWS);
-            run_tile(s, run->isa, job, pieces, n_pieces, b == 0, b == cut->blocks - 1, m0, t);
+        open_block(s, run, j, group, b, &opened);
+        bool first = b == 0, last = b == cut->blocks - 1;
+        for (int64_t m = m0; m < m1; m += GEMM_ROWS) {
+            for (int64_t n = n0, g = 0; n < n1; n += GEMM_COLS, g++) {
+                struct tile t = {.m = m, .n0 = n, .rows = (int)least(m1 - m, GEMM_ROWS)};
+                t.columns = (int)least(n1 - n, GEMM_COLS);
+                if (first && job->bias) t.init = s->bias + (n - n0);
+                run_tile(s, run->isa, job, opened.pieces[g], opened.count[g], first, last, m0, t);
+            }
         }
     }
 }
@@ -372,7 +387,7 @@ void gemm_run(struct threads *threads, const struct gemm_isa *isa, const struct 
     for (int i = 0; i < n_jobs; i++) {
         assert(jobs[i].n_terms > 0 && jobs[i].terms[0].k > 0);
         run.cuts[i] = cut_job(&jobs[i], n_threads, tasks);
-        tasks += run.cuts[i].panels * run.cuts[i].chunks;
+        tasks += run.cuts[i].groups * run.cuts[i].chunks;
         if (run.cuts[i].blocks > blocks) blocks = run.cuts[i].blocks;
         if (line_length(&jobs[i]) > longest) longest = line_length(&jobs[i]);
         if (jobs[i].c_bf16 || jobs[i].c_transposed || jobs[i].m <= SMALL_ROWS) in_rounds = false;

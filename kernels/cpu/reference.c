@@ -25,7 +25,8 @@ static int embed(struct cpu_backend *b, const struct op_call *call, struct error
                              (long long)w->rows);
         }
         weight_row(w, id, scratch, row);
-        double noise = alpha != 0 ? alpha / sqrt(view_get(&lengths, t, 0) * (double)x.cols) : 0;
+        double length = alpha != 0 ? view_get(&lengths, t, 0) : 0; // 0: a row of no document
+        double noise = length > 0 ? alpha / sqrt(length * (double)x.cols) : 0;
         for (int64_t d = 0; d < x.cols; d++) {
             double value = row[d] * (double)call->p.embed.scale;
             if (alpha != 0) {

@@ -73,7 +73,8 @@ static void embed_rows(const void *args, int64_t first, int64_t last) {
     float piece[EMBED_PIECE], alpha = call->p.embed.noise_alpha, amplitude = 0;
     for (int64_t t = first; t < last; t++) {
         const uint8_t *row = w->data + (size_t)cpu_i32(a->b, ids)[t * ids->ld] * row_bytes;
-        if (alpha != 0) amplitude = alpha / sqrtf((float)cpu_i32(a->b, lengths)[t * lengths->ld] * (float)w->cols);
+        int32_t length = alpha != 0 ? cpu_i32(a->b, lengths)[t * lengths->ld] : 0; // 0: a row of no document
+        amplitude = length > 0 ? alpha / sqrtf((float)length * (float)w->cols) : 0;
         for (int64_t d = 0; d < w->cols; d += EMBED_PIECE) {
             int64_t count = w->cols - d < EMBED_PIECE ? w->cols - d : EMBED_PIECE;
             w->format->decode(row + d / w->format->block * w->format->block_bytes, piece, count);

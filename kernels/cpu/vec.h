@@ -12,25 +12,54 @@
 #include <immintrin.h>
 #define VEC_SUFFIX(name) name##_avx512
 typedef __m512 v16;
-static inline v16 v16_zero(void) { return _mm512_setzero_ps(); }
-static inline v16 v16_set1(float x) { return _mm512_set1_ps(x); }
-static inline v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
-static inline v16 v16_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p); }
-static inline void v16_store_n(float *p, v16 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), a); }
-static inline v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
-static inline v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
-static inline v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
-static inline v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
-static inline v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
-static inline v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
-static inline v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }
-static inline v16 v16_sqrt(v16 a) { return _mm512_sqrt_ps(a); }
-static inline v16 v16_round(v16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// 2^n * a for integral n in a's exponent range: adds to the exponent bits.
+static inline v16 v16_zero(void) {
+    return _mm512_setzero_ps();
+}
+static inline v16 v16_set1(float x) {
+    return _mm512_set1_ps(x);
+}
+static inline v16 v16_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void v16_store(float *p, v16 a) {
+    _mm512_storeu_ps(p, a);
+}
+static inline v16 v16_load_n(const float *p, int n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
+}
+static inline void v16_store_n(float *p, v16 a, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), a);
+}
+static inline v16 v16_add(v16 a, v16 b) {
+    return _mm512_add_ps(a, b);
+}
+static inline v16 v16_sub(v16 a, v16 b) {
+    return _mm512_sub_ps(a, b);
+}
+static inline v16 v16_mul(v16 a, v16 b) {
+    return _mm512_mul_ps(a, b);
+}
+static inline v16 v16_div(v16 a, v16 b) {
+    return _mm512_div_ps(a, b);
+}
+static inline v16 v16_fma(v16 a, v16 b, v16 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline v16 v16_max(v16 a, v16 b) {
+    return _mm512_max_ps(a, b);
+}
+static inline v16 v16_min(v16 a, v16 b) {
+    return _mm512_min_ps(a, b);
+}
+static inline v16 v16_sqrt(v16 a) {
+    return _mm512_sqrt_ps(a);
+}
+static inline v16 v16_round(v16 a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// 2^n * a for integral n, where the result is a normal number (elsewhere: added to the exponent bits).
 static inline v16 v16_scale2(v16 a, v16 n) {
-    return _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
+    return _mm512_scalef_ps(a, n);
 }
 // x < limit ? low : other
 static inline v16 v16_if_less(v16 x, v16 limit, v16 low, v16 other) {
@@ -55,10 +84,18 @@ static inline void v16_store_bf16(uint16_t *p, v16 a) { // nearest even; NaN sta
 typedef struct {
     __m256 l, h;
 } v16;
-static inline v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-static inline v16 v16_set1(float x) { return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-static inline v16 v16_load(const float *p) { return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-static inline void v16_store(float *p, v16 a) { _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h); }
+static inline v16 v16_zero(void) {
+    return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+static inline v16 v16_set1(float x) {
+    return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+static inline v16 v16_load(const float *p) {
+    return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static inline void v16_store(float *p, v16 a) {
+    _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h);
+}
 static inline v16 v16_load_n(const float *p, int n) {
     float t[16] = {0};
     memcpy(t, p, (size_t)n * sizeof(float));
@@ -69,26 +106,44 @@ static inline void v16_store_n(float *p, v16 a, int n) {
     v16_store(t, a);
     memcpy(p, t, (size_t)n * sizeof(float));
 }
-#define VEC_BOTH(f, ...) (v16){f(VEC_L(__VA_ARGS__)), f(VEC_H(__VA_ARGS__))}
-static inline v16 v16_add(v16 a, v16 b) { return (v16){_mm256_add_ps(a.l, b.l), _mm256_add_ps(a.h, b.h)}; }
-static inline v16 v16_sub(v16 a, v16 b) { return (v16){_mm256_sub_ps(a.l, b.l), _mm256_sub_ps(a.h, b.h)}; }
-static inline v16 v16_mul(v16 a, v16 b) { return (v16){_mm256_mul_ps(a.l, b.l), _mm256_mul_ps(a.h, b.h)}; }
-static inline v16 v16_div(v16 a, v16 b) { return (v16){_mm256_div_ps(a.l, b.l), _mm256_div_ps(a.h, b.h)}; }
+#define VEC_BOTH(f, ...)                                                                                               \
+    (v16) {                                                                                                            \
+        f(VEC_L(__VA_ARGS__)), f(VEC_H(__VA_ARGS__))                                                                   \
+    }
+static inline v16 v16_add(v16 a, v16 b) {
+    return (v16){_mm256_add_ps(a.l, b.l), _mm256_add_ps(a.h, b.h)};
+}
+static inline v16 v16_sub(v16 a, v16 b) {
+    return (v16){_mm256_sub_ps(a.l, b.l), _mm256_sub_ps(a.h, b.h)};
+}
+static inline v16 v16_mul(v16 a, v16 b) {
+    return (v16){_mm256_mul_ps(a.l, b.l), _mm256_mul_ps(a.h, b.h)};
+}
+static inline v16 v16_div(v16 a, v16 b) {
+    return (v16){_mm256_div_ps(a.l, b.l), _mm256_div_ps(a.h, b.h)};
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     return (v16){_mm256_fmadd_ps(a.l, b.l, c.l), _mm256_fmadd_ps(a.h, b.h, c.h)};
 }
-static inline v16 v16_max(v16 a, v16 b) { return (v16){_mm256_max_ps(a.l, b.l), _mm256_max_ps(a.h, b.h)}; }
-static inline v16 v16_min(v16 a, v16 b) { return (v16){_mm256_min_ps(a.l, b.l), _mm256_min_ps(a.h, b.h)}; }
-static inline v16 v16_sqrt(v16 a) { return (v16){_mm256_sqrt_ps(a.l), _mm256_sqrt_ps(a.h)}; }
+static inline v16 v16_max(v16 a, v16 b) {
+    return (v16){_mm256_max_ps(a.l, b.l), _mm256_max_ps(a.h, b.h)};
+}
+static inline v16 v16_min(v16 a, v16 b) {
+    return (v16){_mm256_min_ps(a.l, b.l), _mm256_min_ps(a.h, b.h)};
+}
+static inline v16 v16_sqrt(v16 a) {
+    return (v16){_mm256_sqrt_ps(a.l), _mm256_sqrt_ps(a.h)};
+}
 static inline v16 v16_round(v16 a) {
     return (v16){_mm256_round_ps(a.l, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
                  _mm256_round_ps(a.h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 static inline __m256 v8_scale2(__m256 a, __m256 n) {
-    return _mm256_castsi256_ps(
-        _mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
-static inline v16 v16_scale2(v16 a, v16 n) { return (v16){v8_scale2(a.l, n.l), v8_scale2(a.h, n.h)}; }
+static inline v16 v16_scale2(v16 a, v16 n) {
+    return (v16){v8_scale2(a.l, n.l), v8_scale2(a.h, n.h)};
+}
 static inline v16 v16_if_less(v16 x, v16 limit, v16 low, v16 other) {
     return (v16){_mm256_blendv_ps(other.l, low.l, _mm256_cmp_ps(x.l, limit.l, _CMP_LT_OQ)),
                  _mm256_blendv_ps(other.h, low.h, _mm256_cmp_ps(x.h, limit.h, _CMP_LT_OQ))};
@@ -97,7 +152,9 @@ static inline __m256 v8_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), 16));
 }
-static inline v16 v16_load_bf16(const uint16_t *p) { return (v16){v8_load_bf16(p), v8_load_bf16(p + 8)}; }
+static inline v16 v16_load_bf16(const uint16_t *p) {
+    return (v16){v8_load_bf16(p), v8_load_bf16(p + 8)};
+}
 static inline __m256i v8_round_bf16(__m256 a) { // the bf16 bits in the low half of each dword
     __m256i u = _mm256_castps_si256(a);
     __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)),
@@ -117,25 +174,55 @@ static inline void v16_store_bf16(uint16_t *p, v16 a) {
 typedef struct {
     float v[16];
 } v16;
-#define VEC_EACH(expression)                        \
-    v16 r;                                          \
-    for (int i = 0; i < 16; i++) r.v[i] = expression; \
+#define VEC_EACH(expression)                                                                                           \
+    v16 r;                                                                                                             \
+    for (int i = 0; i < 16; i++) r.v[i] = expression;                                                                  \
     return r
-static inline v16 v16_zero(void) { VEC_EACH(0.0f); }
-static inline v16 v16_set1(float x) { VEC_EACH(x); }
-static inline v16 v16_load(const float *p) { VEC_EACH(p[i]); }
-static inline void v16_store(float *p, v16 a) { memcpy(p, a.v, sizeof a.v); }
-static inline v16 v16_load_n(const float *p, int n) { VEC_EACH(i < n ? p[i] : 0.0f); }
-static inline void v16_store_n(float *p, v16 a, int n) { memcpy(p, a.v, (size_t)n * sizeof(float)); }
-static inline v16 v16_add(v16 a, v16 b) { VEC_EACH(a.v[i] + b.v[i]); }
-static inline v16 v16_sub(v16 a, v16 b) { VEC_EACH(a.v[i] - b.v[i]); }
-static inline v16 v16_mul(v16 a, v16 b) { VEC_EACH(a.v[i] * b.v[i]); }
-static inline v16 v16_div(v16 a, v16 b) { VEC_EACH(a.v[i] / b.v[i]); }
-static inline v16 v16_fma(v16 a, v16 b, v16 c) { VEC_EACH(fmaf(a.v[i], b.v[i], c.v[i])); }
-static inline v16 v16_max(v16 a, v16 b) { VEC_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); } // as maxps: b when unordered
-static inline v16 v16_min(v16 a, v16 b) { VEC_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-static inline v16 v16_sqrt(v16 a) { VEC_EACH(sqrtf(a.v[i])); }
-static inline v16 v16_round(v16 a) { VEC_EACH(rintf(a.v[i])); }
+static inline v16 v16_zero(void) {
+    VEC_EACH(0.0f);
+}
+static inline v16 v16_set1(float x) {
+    VEC_EACH(x);
+}
+static inline v16 v16_load(const float *p) {
+    VEC_EACH(p[i]);
+}
+static inline void v16_store(float *p, v16 a) {
+    memcpy(p, a.v, sizeof a.v);
+}
+static inline v16 v16_load_n(const float *p, int n) {
+    VEC_EACH(i < n ? p[i] : 0.0f);
+}
+static inline void v16_store_n(float *p, v16 a, int n) {
+    memcpy(p, a.v, (size_t)n * sizeof(float));
+}
+static inline v16 v16_add(v16 a, v16 b) {
+    VEC_EACH(a.v[i] + b.v[i]);
+}
+static inline v16 v16_sub(v16 a, v16 b) {
+    VEC_EACH(a.v[i] - b.v[i]);
+}
+static inline v16 v16_mul(v16 a, v16 b) {
+    VEC_EACH(a.v[i] * b.v[i]);
+}
+static inline v16 v16_div(v16 a, v16 b) {
+    VEC_EACH(a.v[i] / b.v[i]);
+}
+static inline v16 v16_fma(v16 a, v16 b, v16 c) {
+    VEC_EACH(fmaf(a.v[i], b.v[i], c.v[i]));
+}
+static inline v16 v16_max(v16 a, v16 b) {
+    VEC_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+} // as maxps: b when unordered
+static inline v16 v16_min(v16 a, v16 b) {
+    VEC_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
+}
+static inline v16 v16_sqrt(v16 a) {
+    VEC_EACH(sqrtf(a.v[i]));
+}
+static inline v16 v16_round(v16 a) {
+    VEC_EACH(rintf(a.v[i]));
+}
 static inline float v1_scale2(float a, float n) {
     int32_t u;
     memcpy(&u, &a, 4);
@@ -145,7 +232,9 @@ static inline float v1_scale2(float a, float n) {
     memcpy(&a, &u, 4);
     return a;
 }
-static inline v16 v16_scale2(v16 a, v16 n) { VEC_EACH(v1_scale2(a.v[i], n.v[i])); }
+static inline v16 v16_scale2(v16 a, v16 n) {
+    VEC_EACH(v1_scale2(a.v[i], n.v[i]));
+}
 static inline v16 v16_if_less(v16 x, v16 limit, v16 low, v16 other) {
     VEC_EACH(x.v[i] < limit.v[i] ? low.v[i] : other.v[i]);
 }
@@ -171,11 +260,19 @@ static inline void v16_store_bf16(uint16_t *p, v16 a) {
 // Sum and largest of the 16 lanes, always as ((0+8)+(4+12)) + ... : halves are added until one lane is left.
 #if defined(VEC_AVX512) || defined(VEC_AVX2)
 #if defined(VEC_AVX512)
-static inline __m256 v16_low(v16 a) { return _mm512_castps512_ps256(a); }
-static inline __m256 v16_high(v16 a) { return _mm512_extractf32x8_ps(a, 1); }
+static inline __m256 v16_low(v16 a) {
+    return _mm512_castps512_ps256(a);
+}
+static inline __m256 v16_high(v16 a) {
+    return _mm512_extractf32x8_ps(a, 1);
+}
 #else
-static inline __m256 v16_low(v16 a) { return a.l; }
-static inline __m256 v16_high(v16 a) { return a.h; }
+static inline __m256 v16_low(v16 a) {
+    return a.l;
+}
+static inline __m256 v16_high(v16 a) {
+    return a.h;
+}
 #endif
 static inline float v16_sum(v16 a) {
     __m256 b = _mm256_add_ps(v16_low(a), v16_high(a));
@@ -213,7 +310,8 @@ static inline float v16_largest(v16 a) {
 static inline v16 v16_exp(v16 x) {
     v16 low = v16_set1(-87.3f);
     v16 c = v16_min(v16_set1(88.3f), v16_max(low, x)); // in this order a NaN passes through both
-    v16 n = v16_round(v16_mul(c, v16_set1(1.44269504088896341f)));
+    v16 magic = v16_set1(12582912.0f);                 // 1.5 * 2^23: adding it rounds to the nearest whole number
+    v16 n = v16_sub(v16_fma(c, v16_set1(1.44269504088896341f), magic), magic);
     v16 r = v16_fma(n, v16_set1(-0.693359375f), c);
     r = v16_fma(n, v16_set1(2.12194440e-4f), r);
     v16 p = v16_set1(1.3888889e-3f);

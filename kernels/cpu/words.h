@@ -28,6 +28,9 @@ static inline void w16_load4(w16 out[4], const uint8_t *p, size_t s) {
     ab = _mm512_unpackhi_epi32(a, b), cd = _mm512_unpackhi_epi32(c, d);
     out[2] = _mm512_unpacklo_epi64(ab, cd), out[3] = _mm512_unpackhi_epi64(ab, cd);
 }
+static inline w16 w16_load(const void *p) {
+    return _mm512_loadu_si512(p);
+}
 static inline v16 w16_float(w16 w) {
     return _mm512_castsi512_ps(w);
 }
@@ -52,7 +55,13 @@ static inline v16 w16_half(w16 w, int j) { // binary16 in the lower or upper hal
 static inline v16 w16_bf16(w16 w, int j) {
     return _mm512_castsi512_ps(j ? _mm512_and_si512(w, _mm512_set1_epi32((int)0xFFFF0000u)) : _mm512_slli_epi32(w, 16));
 }
-// (low & 15 or low >> 4 by shift) + 16 * (two bits of high) - 32
+// (low >> shift) & 15, plus 16 where the bit of `fifth` is set
+static inline v16 w16_five(w16 low, int shift, w16 fifth, int bit) {
+    __m512i l = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)shift), _mm512_set1_epi32(15));
+    __m512i h = bit >= 4 ? _mm512_srli_epi32(fifth, (unsigned)bit - 4) : _mm512_slli_epi32(fifth, 4 - (unsigned)bit);
+    return _mm512_cvtepi32_ps(_mm512_ternarylogic_epi32(l, h, _mm512_set1_epi32(16), 0xF8)); // l | (h & 16)
+}
+// (low >> shift) & 15, plus 16 times two bits of high, minus 32
 static inline v16 w16_six(w16 low, int shift, w16 high, int high_shift) {
     __m512i l = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)shift), _mm512_set1_epi32(15));
     __m512i h = high_shift >= 4 ? _mm512_srli_epi32(high, (unsigned)high_shift - 4)
@@ -70,8 +79,12 @@ static inline v16 v16_nibble8(const uint8_t *p, int shift) {
 static inline v16 v16_i8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }
+// sixteen numbers of 16 bits, at any address: binary16, bf16
 static inline v16 v16_halves(const uint8_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+static inline v16 v16_brains(const uint8_t *p) {
+    return v16_load_bf16((const uint16_t *)(const void *)p);
 }
 static inline v16 v16_half1(const uint8_t *p) { // one binary16 in all lanes
     return _mm512_cvtph_ps(_mm256_set1_epi16((short)load_u16(p)));
@@ -101,6 +114,9 @@ static inline void w16_load4(w16 out[4], const uint8_t *p, size_t s) {
     __m256i l[4], h[4];
     w8_load4(l, p, s), w8_load4(h, p + 8 * s, s);
     for (int i = 0; i < 4; i++) out[i] = (w16){l[i], h[i]};
+}
+static inline w16 w16_load(const void *p) {
+    return (w16){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)};
 }
 static inline v16 w16_float(w16 w) {
     return (v16){_mm256_castsi256_ps(w.l), _mm256_castsi256_ps(w.h)};
@@ -134,6 +150,14 @@ static inline __m256 w8_bf16(__m256i w, int j) {
 static inline v16 w16_bf16(w16 w, int j) {
     return (v16){w8_bf16(w.l, j), w8_bf16(w.h, j)};
 }
+static inline __m256 w8_five(__m256i low, int shift, __m256i fifth, int bit) {
+    __m256i l = _mm256_and_si256(_mm256_srli_epi32(low, shift), _mm256_set1_epi32(15));
+    __m256i h = bit >= 4 ? _mm256_srli_epi32(fifth, bit - 4) : _mm256_slli_epi32(fifth, 4 - bit);
+    return _mm256_cvtepi32_ps(_mm256_or_si256(l, _mm256_and_si256(h, _mm256_set1_epi32(16))));
+}
+static inline v16 w16_five(w16 low, int shift, w16 fifth, int bit) {
+    return (v16){w8_five(low.l, shift, fifth.l, bit), w8_five(low.h, shift, fifth.h, bit)};
+}
 static inline __m256 w8_six(__m256i low, int shift, __m256i high, int high_shift) {
     __m256i l = _mm256_and_si256(_mm256_srli_epi32(low, shift), _mm256_set1_epi32(15));
     __m256i h = _mm256_slli_epi32(_mm256_and_si256(_mm256_srli_epi32(high, high_shift), _mm256_set1_epi32(3)), 4);
@@ -160,6 +184,9 @@ static inline v16 v16_i8(const uint8_t *p) {
 static inline v16 v16_halves(const uint8_t *p) {
     return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
                  _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 16)))};
+}
+static inline v16 v16_brains(const uint8_t *p) {
+    return v16_load_bf16((const uint16_t *)(const void *)p);
 }
 static inline v16 v16_half1(const uint8_t *p) {
     __m256 a = _mm256_cvtph_ps(_mm_set1_epi16((short)load_u16(p)));
@@ -188,6 +215,11 @@ static inline void w16_load4(w16 out[4], const uint8_t *p, size_t s) {
         for (size_t c = 0; c < 4; c++) memcpy(&out[c].w[i], p + i * s + 4 * c, 4);
     }
 }
+static inline w16 w16_load(const void *p) {
+    w16 r;
+    memcpy(r.w, p, sizeof r.w);
+    return r;
+}
 static inline v16 w16_float(w16 w) {
     v16 r;
     memcpy(r.v, w.w, sizeof r.v);
@@ -208,6 +240,9 @@ static inline v16 w16_half(w16 w, int j) {
 static inline v16 w16_bf16(w16 w, int j) {
     WORD_EACH(bf16_to_float((uint16_t)(w.w[i] >> (16 * j))));
 }
+static inline v16 w16_five(w16 low, int shift, w16 fifth, int bit) {
+    WORD_EACH((float)(((low.w[i] >> shift) & 15u) + 16u * ((fifth.w[i] >> bit) & 1u)));
+}
 static inline v16 w16_six(w16 low, int shift, w16 high, int high_shift) {
     WORD_EACH((float)((int)((low.w[i] >> shift) & 15u) + 16 * (int)((high.w[i] >> high_shift) & 3u) - 32));
 }
@@ -222,6 +257,9 @@ static inline v16 v16_i8(const uint8_t *p) {
 }
 static inline v16 v16_halves(const uint8_t *p) {
     WORD_EACH(f16_to_float(load_u16(p + 2 * i)));
+}
+static inline v16 v16_brains(const uint8_t *p) {
+    WORD_EACH(bf16_to_float(load_u16(p + 2 * i)));
 }
 static inline v16 v16_half1(const uint8_t *p) {
     return v16_set1(f16_to_float(load_u16(p)));

@@ -1,15 +1,13 @@
 """A real llama.cpp server takes our adapter while it runs, and answers with our numbers.
 
-    hot_swap.py        uses the run that peft_oracle.py left in build/peers/run
-
-The server starts with the base and `adapter.gguf` at scale 0; POST /lora-adapters switches it on.  What is compared is
+A few steps of training, from an adapter that already says something, write `adapter.gguf` and a PEFT folder.  The server
+starts with the base and `adapter.gguf` at scale 0; POST /lora-adapters switches it on.  What is compared is
 the log-probability of every trained token of some held-out conversations given the tokens before it:
 ours (`graft eval --logprobs`), PEFT's (which reads our PEFT folder) and the server's.  The server is asked once on an
 F32 file of the same weights, where it computes what we do, and once on the 4-bit file itself, where it also rounds
 activations to 8 bits and only the adapter's own share can be compared closely.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import json
@@ -232,33 +230,45 @@ def check_server(checks, name, model, adapter, damaged, off, on, folder, exact):
         checks.check(f"{name}: off again, the same answers as before", again <= SAME, f"largest difference {again:.1e}")
 
 
-def main():
-    if sys.argv[1:2] == ["--serve"]:
-        return serve(sys.argv[4], sys.argv[5:], int(sys.argv[2]), int(sys.argv[3]))
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-
+def trained(folder):
+    """A short run of ours; its config and output folder."""
     import peer
 
-    checks = peer.Checks()
-    run = peer.OUT / "run" / "graft"
-    adapter = run / "adapter.gguf"
-    if not adapter.exists():
-        raise SystemExit(f"FAIL {adapter} is missing: run peft_oracle.py first")
-    folder = peer.fresh_folder("hot-swap")
+    spec = {"seed": 5, "r": 8, "alpha": 20, "targets": peer.LINEARS}
+    peer.make_adapter(peer.load_base(), folder / "start", **spec)
     heldout = peer.read_jsonl(peer.ROOT / "examples" / "orders" / "heldout.jsonl")[:ROWS]
     peer.write_jsonl(folder / "chats.jsonl", heldout)
     chats = {"path": str(folder / "chats.jsonl"), "type": "chat_template"}
     config = peer.write_config(
         folder / "config.yml",
-        datasets=[chats],
+        datasets=[{**chats, "path": str(peer.ROOT / "examples" / "orders" / "train.jsonl")}],
         test_datasets=[chats],
         sequence_len=256,
-        lora_r=8,
-        lora_alpha=20,
-        lora_target_linear=True,
-        learning_rate=1e-4,
-        output_dir=str(folder / "unused"),
+        lora_model_dir=str(folder / "start"),
+        lora_r=spec["r"],
+        lora_alpha=spec["alpha"],
+        lora_target_modules=spec["targets"],
+        micro_batch_size=2,
+        max_steps=4,
+        warmup_steps=0,
+        learning_rate=2e-4,
+        output_dir=str(folder / "run"),
     )
+    peer.run([peer.GRAFT, "train", config])
+    return config, folder / "run"
+
+
+def main():
+    if sys.argv[1:2] == ["--serve"]:
+        return serve(sys.argv[4], sys.argv[5:], int(sys.argv[2]), int(sys.argv[3]))
+
+    import peer
+
+    checks = peer.Checks()
+    folder = peer.fresh_folder("hot-swap")
+    config, run = trained(folder)
+    adapter = run / "adapter.gguf"
+    checks.check("train: both kinds of adapter written", adapter.exists() and (run / "adapter_model.safetensors").exists())
     off, on = ours(config, folder), ours(config, folder, run)
     checks.check("eval --logprobs: every row, the same ids on and off", len(on) == len(off) == ROWS and all(
         a["ids"] == b["ids"] and a["trained"] == b["trained"] for a, b in zip(on, off)

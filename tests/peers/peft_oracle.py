@@ -24,8 +24,8 @@ ADAPTERS = {
     "rslora": {"seed": 2, "r": 4, "alpha": 6, "targets": ["q_proj", "v_proj", "down_proj"], "rslora": True},
 }
 
-# Rows that the examples do not have: several turns, no system prompt, an answer that is empty or begins with a newline,
-# letters of two to four bytes, digits, control strings of the template in a user's text.
+# Rows that the examples do not have: several turns, no system prompt or an empty one, an answer that begins with a
+# newline, letters of two to four bytes, joined emoji, unusual spaces, runs of digits and punctuation.
 CHATS = [
     [("user", "Hi"), ("assistant", "Hello! How can I help?"), ("user", "Name a colour."), ("assistant", "Blue.")],
     [("system", ""), ("user", "2+2=?"), ("assistant", "4")],
@@ -61,7 +61,6 @@ def check_masks(checks, tok):
         lora_alpha=16,
         lora_target_linear=True,
         output_dir=str(folder / "run"),
-        lint_waive=["all"],
     )
     ours = [json.loads(line) for line in peer.run([peer.GRAFT, "check", config, "--json"]).splitlines() if line.strip()]
     ours = {row["row"]: row for row in ours if "row" in row}
@@ -273,7 +272,6 @@ def check_run(checks, tok):
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=1.0,
-        curriculum_sampling=True,
         output_dir=str(folder / "graft"),
     )
     peer.run([peer.GRAFT, "train", config])

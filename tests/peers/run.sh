@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The live comparisons with transformers + PEFT and a llama.cpp server: `make test-peers` calls this after building
+# build/graft and build/tests/peers/*.  Closes with "N passed, N failed, N skipped".  Without the package index, and
+# with nothing installed from an earlier time, every suite counts as skipped.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+export GRAFT_VENV=${GRAFT_VENV:-build/venv}
+suites=("$@")
+test ${#suites[@]} -gt 0 || suites=(peft_oracle hot_swap)
+passed=0 failed=0 skipped=0
+times=""
+
+# Adds up the closing line of a suite; a suite that ends without one has failed.
+count() {
+    local name=$1 code=$2 log=$3 start=$4 line
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -1)
+    if test -n "$line"; then
+        read -r p _ f _ s _ <<<"$line"
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+        test "$code" = 0 || test "$f" != 0 || failed=$((failed + 1))
+    else
+        failed=$((failed + 1)) # what it said is on the screen
+    fi
+    times+=$(printf '%6d s  %s' $((SECONDS - start)) "$name")$'\n'
+}
+
+for script in venv base; do
+    start=$SECONDS
+    bash "tests/peers/$script.sh"
+    code=$?
+    times+=$(printf '%6d s  %s' $((SECONDS - start)) "$script")$'\n'
+    if test $code = 77; then
+        echo "skipped: ${suites[*]}"
+        echo "0 passed, 0 failed, ${#suites[@]} skipped"
+        exit 0
+    elif test $code != 0; then
+        echo "FAIL tests/peers/$script.sh: exit code $code"
+        echo "0 passed, 1 failed, ${#suites[@]} skipped"
+        exit 1
+    fi
+done
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for suite in "${suites[@]}"; do
+    echo "--- $suite"
+    start=$SECONDS
+    "$GRAFT_VENV/bin/python" "tests/peers/$suite.py" 2>&1 | tee "$log"
+    count "$suite" "${PIPESTATUS[0]}" "$log" "$start"
+done
+printf '%s' "$times"
+echo "$passed passed, $failed failed, $skipped skipped"
+test "$failed" = 0
