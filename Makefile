@@ -1,40 +1,83 @@
-# graft: see README.md. `make` builds build/graft; `make test` runs everything that needs no network.
+# graft: see README.md.
+#   make              build/graft                  make quickstart   train on a real base, show before and after
+#   make test         everything, no network needed     make test-peers   live comparison with PEFT and llama.cpp
 CC      ?= gcc
 BUILD   ?= build
 OPT     ?= -O2
+SAN     ?=
 WARN     = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 CFLAGS  += -std=c11 -D_GNU_SOURCE -g $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -I. -MMD -MP $(SAN)
 LDLIBS   = -lcjson -lyaml -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
-SAN     ?=
+AVX2     = -O3 -mavx2 -mfma -mf16c -DVEC_AVX2
+AVX512   = -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -DVEC_AVX512
+FOLDERS  = kernels kernels/cpu kernels/meta kernels/late autograd model data configs adapters train
 
-SOURCES  = $(filter-out %_fast.c train/main.c,$(wildcard kernels/*.c kernels/*/*.c autograd/*.c model/*.c data/*.c configs/*.c adapters/*.c train/*.c))
 FAST     = $(wildcard kernels/cpu/*_fast.c)
-OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(FAST:%.c=$(BUILD)/%.c.o) $(FAST:%.c=$(BUILD)/%.avx2.o) $(FAST:%.c=$(BUILD)/%.avx512.o)
+BF16     = $(wildcard kernels/cpu/*_bf16.c)
+SOURCES  = $(filter-out %_fast.c %_bf16.c train/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
+OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(FAST:%.c=$(BUILD)/%.c.o) $(FAST:%.c=$(BUILD)/%.avx2.o) \
+           $(FAST:%.c=$(BUILD)/%.avx512.o) $(BF16:%.c=$(BUILD)/%.bf16.o)
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+PEERS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/peers/*.c))
+SUITES   = $(wildcard tests/test_*.py)
+SCRIPTED = $(filter-out tests/test_program.py,$(SUITES))
 
 all: $(BUILD)/graft
 
 $(BUILD)/libgraft.a: $(OBJECTS)
 	@rm -f $@ && ar rcs $@ $^
 $(BUILD)/graft: $(BUILD)/train/main.o $(BUILD)/libgraft.a
-	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
+	@echo link $@
+	@$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	@mkdir -p $(@D) && echo cc $<
+	@$(CC) $(CFLAGS) -c -o $@ $<
 # Fast kernels are compiled once per instruction set; which one runs is decided by cpuid.
 $(BUILD)/%.c.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -O3 -c -o $@ $<
+	@mkdir -p $(@D) && echo cc $<
+	@$(CC) $(CFLAGS) -O3 -c -o $@ $<
 $(BUILD)/%.avx2.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -O3 -mavx2 -mfma -mf16c -DVEC_AVX2 -c -o $@ $<
+	@mkdir -p $(@D) && echo cc $< "(avx2)"
+	@$(CC) $(CFLAGS) $(AVX2) -c -o $@ $<
 $(BUILD)/%.avx512.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -DVEC_AVX512 -c -o $@ $<
+	@mkdir -p $(@D) && echo cc $< "(avx512)"
+	@$(CC) $(CFLAGS) $(AVX512) -c -o $@ $<
+$(BUILD)/%.bf16.o: %.c
+	@mkdir -p $(@D) && echo cc $< "(avx512bf16)"
+	@$(CC) $(CFLAGS) $(AVX512) -mavx512bf16 -c -o $@ $<
 $(BUILD)/tests/%: tests/%.c $(BUILD)/tests/harness.o $(BUILD)/tests/tiny.o $(BUILD)/libgraft.a
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+	@mkdir -p $(@D) && echo cc $<
+	@$(CC) $(CFLAGS) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+$(BUILD)/bench/%: bench/%.c $(BUILD)/libgraft.a
+	@mkdir -p $(@D) && echo cc $<
+	@$(CC) $(CFLAGS) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+
+programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
+# The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input run on it.
+sanitized:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
+	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files)
+
+deps:
+	@bash tests/deps.sh
+base: deps
+	@bash tests/peers/base.sh
+test: deps
+	@$(MAKE) --no-print-directory -j2 programs && $(MAKE) --no-print-directory -j2 sanitized
+	@BUILD=$(BUILD) bash tests/run.sh $(TESTS) $(SUITES) tests/sanitized.sh
+test-peers: base
+	@$(MAKE) --no-print-directory -j2 programs
+	@bash tests/peers/run.sh
+quickstart: base
+	@$(MAKE) --no-print-directory -j2 all
+	@bash examples/orders/quickstart.sh
+config-docs: $(BUILD)/graft
+	@$(BUILD)/graft help --markdown > docs/config.md
+format:
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+clean:
+	@rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all
+.PHONY: all programs sanitized deps base test test-peers quickstart config-docs format clean
 .SECONDARY:

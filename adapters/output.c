@@ -1,3 +1,4 @@
+// See output.h.
 #include "adapters/output.h"
 
 #include <string.h>

@@ -272,7 +272,7 @@ static int select_modules(struct reader *r, struct pool *pool, bool *selected) {
         for (int i = 0; i < r->model->n_modules; i++) selected[i] = true;
     else if (text)
         status = mark_matches(r, "target_modules", text, selected);
-    else if (json_type(value) == JSON_ARRAY)
+    else if (value && json_type(value) == JSON_ARRAY)
         status = select_by_list(r, value, selected);
     else
         status = error_set(r->err, STATUS_DATA, "%s: target_modules is %s; it must be a list of names or an expression",

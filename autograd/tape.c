@@ -7,7 +7,7 @@
 #include <assert.h>
 #include <string.h>
 
-enum { AHEAD = 2 }; // segments fetched before they are needed
+enum { AHEAD = 2 };                   // segments fetched before they are needed
 #define NOWHERE (SIZE_MAX / 128 * 64) // offset of an operand that must not be read: any access faults
 
 struct value {

@@ -278,11 +278,6 @@ int main(int argc, char **argv) {
     }
     bool all = !*what;
     for (int i = 0; i < n; i++) {
-        if (i == 0 && strcmp(what, "product1") == 0) {
-            struct threads *pool = threads_open(1, NULL);
-            bench_products(&set[i], pool, &b, tops[i], false);
-            threads_close(pool);
-        }
         if (all || strcmp(what, "decode") == 0) bench_decode(&set[i]);
         for (int threads = 1; threads <= most; threads++) {
             struct threads *pool = threads_open(threads, NULL);

@@ -8,8 +8,7 @@ enum { MOST_ROLES = 1000 };
 
 static const char *kind_name(const struct yaml_node *node) {
     if (node->kind == YAML_LIST) return node->count ? "a list" : "an empty list";
-    if (node->kind == YAML_MAP) return node->count ? "a map" : "an empty map";
-    return "text";
+    return node->count ? "a map" : "an empty map";
 }
 
 static void *member(const struct config_key *key, void *base) {

@@ -13,9 +13,10 @@ enum train_on { TRAIN_ON_TURN, TRAIN_ON_ALL, TRAIN_ON_LAST, TRAIN_ON_NONE }; // 
 struct dataset_options {
     const char *path;
     enum dataset_kind kind;
-    const char *field_messages;                                                // "messages"
-    const char *field_role, *field_content;                                    // "role", "content"
-    const char *field_instruction, *field_input, *field_output, *field_system; // alpaca
+    const char *field_messages;                                 // "messages"
+    const char *field_role, *field_content;                     // "role", "content"
+    const char *field_instruction, *field_input, *field_output; // alpaca
+    const char *field_system; // a system text beside the messages or the instruction; NULL = not read
     // Source role -> template role ("human" -> "user"): pairs, n_roles of each.
     const char *const *role_from, *const *role_to;
     int n_roles;
@@ -68,10 +69,10 @@ struct sample {
     // For generation: the prompt up to the last trained turn, and that turn's text.
     const int32_t *prompt_ids; // NULL when the row has no such turn
     int32_t prompt_count;
-    const char *reference; // NUL-terminated
-    int32_t reference_tokens;
-    uint8_t notes;        // enum sample_note
-    const char *rendered; // the rendered text, NUL-terminated; NULL for pre-tokenised rows
+    const char *reference;    // NUL-terminated
+    int32_t reference_tokens; // of that text, without the end of the turn
+    uint8_t notes;            // enum sample_note
+    const char *rendered;     // the rendered text, NUL-terminated; NULL for pre-tokenised rows
 };
 
 struct dataset {

@@ -6,15 +6,39 @@
 #include <string.h>
 #include <utf8proc.h>
 
+// The reference has the tables of Unicode 9. Marks that came later are starters to it, which neither change places nor
+// compose. (U+11930 is no mark: it is the second half of a composition that came later.)
+static const uint32_t later_marks[][2] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},     {0xC3C, 0xC3C},
+    {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},
+    {0xA82C, 0xA82C},   {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
+    {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11930},
+    {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47},
+    {0x11A99, 0x11A99}, {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x16FF0, 0x16FF1},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}};
+
+static bool is_later_mark(uint32_t c) {
+    for (size_t i = 0; i < COUNT_OF(later_marks) && c >= later_marks[i][0]; i++)
+        if (c <= later_marks[i][1]) return true;
+    return false;
+}
+
 // Characters below U+0300 are starters that compose with nothing before them: the text is worked on in stretches that
-// begin there, and a stretch without any other character is in normal form already.
+// begin there, or at a later mark, and a stretch of one such character is in normal form already.
 static bool is_plain(char first_byte) {
     return (uint8_t)first_byte < 0xCC;
 }
 
+static bool is_alone(const char *text, size_t length, size_t *size) {
+    uint32_t c = utf8_read(text, length, size);
+    return is_plain(text[0]) || is_later_mark(c);
+}
+
 static size_t stretch_end(const char *text, size_t length, size_t begin) {
-    size_t end = begin + 1;
-    while (end < length && (((uint8_t)text[end] & 0xC0) == 0x80 || !is_plain(text[end]))) end++;
+    size_t size;
+    bool later = is_alone(text + begin, length - begin, &size) && !is_plain(text[begin]);
+    size_t end = begin + size;
+    while (!later && end < length && !is_alone(text + end, length - end, &size)) end += size;
     return end;
 }
 
@@ -32,8 +56,7 @@ static bool too_many_marks(const char *text, size_t length) {
 // Appends the normal form of one stretch. utf8proc works on code points: at most 18 of them come from one.
 static int append_stretch(const char *text, size_t length, struct text *out, struct error *err) {
     size_t size;
-    utf8_read(text, length, &size);
-    if (size == length && is_plain(text[0])) {
+    if (is_alone(text, length, &size) && size == length) {
         text_append(out, text, length);
         return text_failed(out) ? error_memory(err, "Unicode normalisation", out->length) : 0;
     }

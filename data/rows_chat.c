@@ -89,6 +89,18 @@ static int check_order(const struct row *row, struct error *err) {
     return 0;
 }
 
+// A system text beside the messages becomes the first message, unless they bring one (read_messages has left room).
+static int add_system(struct row *row, const struct json *value, struct error *err) {
+    const char *key = row->options->field_system;
+    const struct json *text = key ? json_get(value, key) : NULL;
+    if (!text || json_type(text) == JSON_NULL || strcmp(row->messages[0].role, "system") == 0) return 0;
+    struct message first = {.role = "system", .train = -1};
+    if (row_string(text, key, &first.content, &first.content_length, err) < 0) return -1;
+    memmove(row->messages + 1, row->messages, row->n_messages++ * sizeof first);
+    row->messages[0] = first;
+    return 0;
+}
+
 static int read_messages(struct row *row, const struct json *value, struct error *err) {
     const struct dataset_options *o = row->options;
     const struct json *list = json_get(value, o->field_messages);
@@ -100,17 +112,17 @@ static int read_messages(struct row *row, const struct json *value, struct error
     const struct json *tools = json_get(value, "tools");
     if (tools && json_type(tools) != JSON_NULL && json_count(tools) > 0)
         return error_set(err, STATUS_DATA, "key \"tools\": tools are not in this version");
-    if (n > row->messages_capacity) {
-        struct message *messages = mem_resize(row->messages, 2 * n * sizeof *messages);
-        if (!messages) return error_memory(err, "a conversation", 2 * n * sizeof *messages);
+    if (n + 1 > row->messages_capacity) {
+        struct message *messages = mem_resize(row->messages, 2 * (n + 1) * sizeof *messages);
+        if (!messages) return error_memory(err, "a conversation", 2 * (n + 1) * sizeof *messages);
         row->messages = messages;
-        row->messages_capacity = 2 * n;
+        row->messages_capacity = 2 * (n + 1);
     }
     row->n_messages = n;
     size_t i = 0;
     for (const struct json *m = json_child(list); m; m = json_next(m))
         if (read_message(row, i++, m, err) < 0) return -1;
-    return check_order(row, err);
+    return check_order(row, err) < 0 ? -1 : add_system(row, value, err);
 }
 
 // Is the content of message i trained? An empty one is not: there is nothing to learn but to stop at once.

@@ -4,12 +4,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-void *mem_alloc(size_t bytes);                          // uninitialised, 64-byte aligned; NULL when out of memory
-void *mem_zalloc(size_t count, size_t size);            // zeroed, product checked
-void *mem_resize(void *old, size_t bytes);              // as realloc; on NULL the old block is still valid
-void mem_free(void *block);                             // NULL is a no-op
-char *mem_strdup(const char *text);                     // NULL when out of memory
-char *mem_strndup(const char *text, size_t length);     // copies `length` bytes and a NUL
+void *mem_alloc(size_t bytes);                      // uninitialised, 64-byte aligned; NULL when out of memory
+void *mem_zalloc(size_t count, size_t size);        // zeroed, product checked
+void *mem_resize(void *old, size_t bytes);          // as realloc; on NULL the old block is still valid
+void mem_free(void *block);                         // NULL is a no-op
+char *mem_strdup(const char *text);                 // NULL when out of memory
+char *mem_strndup(const char *text, size_t length); // copies `length` bytes and a NUL
 
 // Anonymous pages for a large arena, zeroed, page aligned; unmap with mem_unmap.
 void *mem_map(size_t bytes);
@@ -25,7 +25,7 @@ struct pool {
     struct pool_block *head;
     size_t used; // bytes used in the newest block
 };
-void *pool_alloc(struct pool *pool, size_t bytes);      // zeroed, 16-byte aligned; NULL when out of memory
+void *pool_alloc(struct pool *pool, size_t bytes);                // zeroed, 16-byte aligned; NULL when out of memory
 void *pool_array(struct pool *pool, uint64_t count, size_t size); // product checked, zeroed
 char *pool_strdup(struct pool *pool, const char *text);
 char *pool_strndup(struct pool *pool, const char *text, size_t length);

@@ -13,7 +13,8 @@ struct backend;
 struct kernel {
     int (*forward)(struct backend *backend, const struct op_call *call, struct error *err);
     int (*backward)(struct backend *backend, const struct op_call *call, struct error *err);
-    int (*recompute)(struct backend *backend, const struct op_call *call, struct error *err); // cheap ops: out from in + saved; NULL = forward
+    int (*recompute)(struct backend *backend, const struct op_call *call,
+                     struct error *err); // cheap ops: out from in + saved; NULL = forward
     size_t (*workspace_bytes)(const struct op_call *call, bool backward, int threads);
     bool (*supports)(const struct op_call *call, char *why, size_t why_size); // NULL = everything op_check accepts
 };

@@ -18,7 +18,9 @@ int device_open_recording(struct device *device, int threads, struct error *err)
 int device_start(struct device *device, struct backend *backend, struct error *err);
 void device_close(struct device *device); // zeroed struct is a no-op
 
-static inline bool device_recording(const struct device *d) { return !plan_sealed(d->plan); }
+static inline bool device_recording(const struct device *d) {
+    return !plan_sealed(d->plan);
+}
 
 // A buffer of rows x cols; contents undefined (zero for run-long ones). ld = cols.
 int device_tensor(struct device *device, enum plan_class class, enum dtype dtype, int64_t rows, int64_t cols,

@@ -10,16 +10,16 @@
 // Exit codes (sysexits where they fit).
 enum status {
     STATUS_OK = 0,
-    STATUS_USAGE = 64,     // wrong command line, command not in this version
-    STATUS_DATA = 65,      // bad data: a row, a model file, an adapter
-    STATUS_NOINPUT = 66,   // an input file is missing
-    STATUS_PUBLISH = 69,   // publish target unavailable (the adapter is safe)
-    STATUS_INTERNAL = 70,  // a bug of ours
-    STATUS_MEMORY = 71,    // out of host or GPU memory
+    STATUS_USAGE = 64,      // wrong command line, command not in this version
+    STATUS_DATA = 65,       // bad data: a row, a model file, an adapter
+    STATUS_NOINPUT = 66,    // an input file is missing
+    STATUS_PUBLISH = 69,    // publish target unavailable (the adapter is safe)
+    STATUS_INTERNAL = 70,   // a bug of ours
+    STATUS_MEMORY = 71,     // out of host or GPU memory
     STATUS_CANTCREATE = 73, // output not creatable, or locked by another run
-    STATUS_IO = 74,        // read or write failed
-    STATUS_STOPPED = 75,   // stopped on request, resumable
-    STATUS_PEER = 76,      // another rank was lost
+    STATUS_IO = 74,         // read or write failed
+    STATUS_STOPPED = 75,    // stopped on request, resumable
+    STATUS_PEER = 76,       // another rank was lost
     STATUS_PERMISSION = 77,
     STATUS_CONFIG = 78,
     STATUS_NUMERIC = 79,   // NaN, infinity or loss spike stopped the run

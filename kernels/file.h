@@ -30,8 +30,8 @@ struct file_writer {
 };
 int file_create(const char *path, struct file_writer *out, struct error *err);
 int file_write(struct file_writer *w, const void *bytes, size_t length, struct error *err);
-int file_close(struct file_writer *w, struct error *err);   // fsync and close
-void file_abandon(struct file_writer *w);                   // close and remove; no-op after file_close
+int file_close(struct file_writer *w, struct error *err); // fsync and close
+void file_abandon(struct file_writer *w);                 // close and remove; no-op after file_close
 
 // Whole or absent: temporary file in the same folder, fsync, rename over `path`, fsync of the folder.
 int file_replace(const char *path, const void *bytes, size_t length, struct error *err);
@@ -46,8 +46,8 @@ int file_size(const char *path, uint64_t *size, struct error *err);
 int file_make_folders(const char *path, struct error *err); // mkdir -p
 int file_rename(const char *from, const char *to, struct error *err);
 int file_sync_folder(const char *path, struct error *err);
-int file_remove(const char *path, struct error *err);       // a file; missing is no error
-int file_remove_tree(const char *path, struct error *err);  // a folder and what is in it; missing is no error
+int file_remove(const char *path, struct error *err);      // a file; missing is no error
+int file_remove_tree(const char *path, struct error *err); // a folder and what is in it; missing is no error
 int file_free_bytes(const char *path, uint64_t *bytes, struct error *err);
 // The names in a folder, sorted bytewise, without "." and ".."; free with file_list_free.
 int file_list(const char *path, char ***names, size_t *count, struct error *err);

@@ -1,3 +1,4 @@
+// See hash.h.
 #include "kernels/hash.h"
 
 #include "kernels/file.h"

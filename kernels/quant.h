@@ -22,16 +22,16 @@ enum quant {
 
 struct quant_format {
     enum quant id;
-    const char *name;      // "Q4_1", as ggml spells it
-    int ggml_type;         // type id in a GGUF file, -1 when it has none
-    int block;             // elements per block; a block never crosses a row
+    const char *name; // "Q4_1", as ggml spells it
+    int ggml_type;    // type id in a GGUF file, -1 when it has none
+    int block;        // elements per block; a block never crosses a row
     int block_bytes;
-    double bits;           // per weight, for people
+    double bits; // per weight, for people
     // `count` elements (a multiple of `block`) of one row, from its packed bytes. `bytes` may be unaligned.
     void (*decode)(const uint8_t *bytes, float *out, int64_t count);
     // The inverse, NULL where we do not quantise. Follows ggml's quantize_row_*_ref bit for bit.
     void (*encode)(const float *values, uint8_t *out, int64_t count);
-    double error_bound;    // largest |decoded - original| / max|original| of a block for encode, 0 when exact
+    double error_bound; // largest |decoded - original| / max|original| of a block for encode, 0 when exact
 };
 
 // The table row; never NULL for a valid id.

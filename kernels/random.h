@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 enum random_purpose {
-    RANDOM_INIT = 1,    // adapter initialisation: row = tensor row
-    RANDOM_DROPOUT,     // adapter input dropout
-    RANDOM_NEFTUNE,     // embedding noise
-    RANDOM_SHUFFLE,     // data order, hold-out
-    RANDOM_SAMPLE,      // sampling of generated tokens
+    RANDOM_INIT = 1, // adapter initialisation: row = tensor row
+    RANDOM_DROPOUT,  // adapter input dropout
+    RANDOM_NEFTUNE,  // embedding noise
+    RANDOM_SHUFFLE,  // data order, hold-out
+    RANDOM_SAMPLE,   // sampling of generated tokens
     RANDOM_TEST,
 };
 
@@ -21,7 +21,8 @@ struct random_key {
 };
 
 // Four 32-bit numbers for (key; row, token, element / 4). Lane j of the result belongs to element 4*(element/4) + j.
-static inline void random_four(struct random_key key, uint32_t row, uint32_t token, uint32_t element4, uint32_t out[4]) {
+static inline void random_four(struct random_key key, uint32_t row, uint32_t token, uint32_t element4,
+                               uint32_t out[4]) {
     uint32_t k0 = (uint32_t)key.seed, k1 = (uint32_t)(key.seed >> 32) ^ (key.step * 0x9E3779B1u);
     uint32_t c0 = element4, c1 = token, c2 = row, c3 = key.purpose_module;
     for (int round = 0; round < 10; round++) {
@@ -38,4 +39,6 @@ static inline void random_four(struct random_key key, uint32_t row, uint32_t tok
 }
 
 // Uniform in [0, 1) with 24 bits, exact in float.
-static inline float random_uniform(uint32_t bits) { return (float)(bits >> 8) * 0x1p-24f; }
+static inline float random_uniform(uint32_t bits) {
+    return (float)(bits >> 8) * 0x1p-24f;
+}

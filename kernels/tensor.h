@@ -25,7 +25,9 @@ struct tensor {
     size_t offset; // bytes from the start of the arena
 };
 
-static inline bool tensor_present(const struct tensor *t) { return t->dtype != DTYPE_NONE; }
+static inline bool tensor_present(const struct tensor *t) {
+    return t->dtype != DTYPE_NONE;
+}
 static inline size_t tensor_bytes(const struct tensor *t) {
     return t->rows == 0 ? 0 : (size_t)((t->rows - 1) * t->ld + t->cols) * dtype_size(t->dtype);
 }
@@ -37,13 +39,19 @@ struct tensor tensor_view(struct tensor flat, int64_t begin, int64_t rows, int64
 
 // bf16 is the upper half of a float; conversion rounds to nearest even, NaN stays NaN.
 static inline float bf16_to_float(uint16_t x) {
-    union { uint32_t u; float f; } v = {.u = (uint32_t)x << 16};
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = (uint32_t)x << 16};
     return v.f;
 }
 static inline uint16_t bf16_from_float(float x) {
-    union { float f; uint32_t u; } v = {.f = x};
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = x};
     if ((v.u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((v.u >> 16) | 0x40u);
     return (uint16_t)((v.u + 0x7FFFu + ((v.u >> 16) & 1u)) >> 16);
 }
-float f16_to_float(uint16_t x);      // IEEE binary16, exact
-uint16_t f16_from_float(float x);    // nearest even, overflow to infinity
+float f16_to_float(uint16_t x);   // IEEE binary16, exact
+uint16_t f16_from_float(float x); // nearest even, overflow to infinity

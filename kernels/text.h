@@ -18,6 +18,10 @@ void text_char(struct text *t, char c);
 void text_printf(struct text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void text_clear(struct text *t); // length 0, memory kept
 void text_free(struct text *t);
-static inline bool text_failed(const struct text *t) { return t->failed; }
+static inline bool text_failed(const struct text *t) {
+    return t->failed;
+}
 // The bytes as a C string, "" when empty. Borrowed: valid until the next change.
-static inline const char *text_str(const struct text *t) { return t->data ? t->data : ""; }
+static inline const char *text_str(const struct text *t) {
+    return t->data ? t->data : "";
+}

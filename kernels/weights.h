@@ -16,7 +16,9 @@ struct weight {
     const uint8_t *data; // host bytes, rows * quant_row_bytes; borrowed from the model's file mapping
     const char *name;    // as in the file, for messages; borrowed
     int segment;
-    uint32_t id;         // 0 .. n-1 within a model
+    uint32_t id; // 0 .. n-1 within a model
 };
 
-static inline size_t weight_bytes(const struct weight *w) { return (size_t)w->rows * quant_row_bytes(w->format, w->cols); }
+static inline size_t weight_bytes(const struct weight *w) {
+    return (size_t)w->rows * quant_row_bytes(w->format, w->cols);
+}

@@ -1,5 +1,5 @@
 // A model that is only a table of linears, with odd sizes and permuted heads, for tests of adapter files. 3 layers,
-// width 14, 3 query heads and 1 key head of 10, MLP 22.
+// width 15, 3 query heads and 1 key head of 10, MLP 22.
 #pragma once
 
 #include "model/model.h"
@@ -19,13 +19,13 @@ static inline void fixture_init(struct fixture *f) {
         const char *hf, *short_name, *gguf;
         int in, out, heads;
     } kinds[MODULE_KINDS] = {
-        [MODULE_Q] = {"self_attn.q_proj", "q_proj", "attn_q", 14, 30, 3},
-        [MODULE_K] = {"self_attn.k_proj", "k_proj", "attn_k", 14, 10, 1},
-        [MODULE_V] = {"self_attn.v_proj", "v_proj", "attn_v", 14, 10, 0},
-        [MODULE_O] = {"self_attn.o_proj", "o_proj", "attn_output", 30, 14, 0},
-        [MODULE_GATE] = {"mlp.gate_proj", "gate_proj", "ffn_gate", 14, 22, 0},
-        [MODULE_UP] = {"mlp.up_proj", "up_proj", "ffn_up", 14, 22, 0},
-        [MODULE_DOWN] = {"mlp.down_proj", "down_proj", "ffn_down", 22, 14, 0},
+        [MODULE_Q] = {"self_attn.q_proj", "q_proj", "attn_q", 15, 30, 3},
+        [MODULE_K] = {"self_attn.k_proj", "k_proj", "attn_k", 15, 10, 1},
+        [MODULE_V] = {"self_attn.v_proj", "v_proj", "attn_v", 15, 10, 0},
+        [MODULE_O] = {"self_attn.o_proj", "o_proj", "attn_output", 30, 15, 0},
+        [MODULE_GATE] = {"mlp.gate_proj", "gate_proj", "ffn_gate", 15, 22, 0},
+        [MODULE_UP] = {"mlp.up_proj", "up_proj", "ffn_up", 15, 22, 0},
+        [MODULE_DOWN] = {"mlp.down_proj", "down_proj", "ffn_down", 22, 15, 0},
     };
     *f = (struct fixture){.model = {.path = "bases/tiny.gguf", .name = "tiny", .hf_repository = "org/tiny"}};
     f->model.arch.family = "llama";

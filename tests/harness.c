@@ -37,9 +37,13 @@ void test_skip(const char *format, ...) {
     fputc('\n', stderr);
 }
 
-bool test_failed(void) { return state.failed; }
+bool test_failed(void) {
+    return state.failed;
+}
 
-bool test_same_string(const char *a, const char *b) { return a && b && strcmp(a, b) == 0; }
+bool test_same_string(const char *a, const char *b) {
+    return a && b && strcmp(a, b) == 0;
+}
 
 static void remove_folder(void) {
     if (state.folder[0]) file_remove_tree(state.folder, NULL);
@@ -75,9 +79,12 @@ int test_main(const struct test_case *cases, size_t count, int argc, char **argv
         double seconds = clock_now() - start;
         const char *verdict = state.failed ? "FAIL" : state.skipped ? "skip" : "ok";
         printf("%-4s %s (%.2f s)\n", verdict, cases[i].name, seconds);
-        if (state.failed) failed++;
-        else if (state.skipped) skipped++;
-        else passed++;
+        if (state.failed)
+            failed++;
+        else if (state.skipped)
+            skipped++;
+        else
+            passed++;
     }
     printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
     return failed ? 1 : 0;

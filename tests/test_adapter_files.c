@@ -174,8 +174,8 @@ TEST(row_orders_by_hand) {
     const struct gguf_tensor *ga = gguf_find_tensor(&gguf, "blk.0.attn_q.weight.lora_a");
     CHECK(qb && qa && vb && gb && ga);
     CHECK(qb->dtype == ST_F32 && qb->n_dims == 2 && qb->shape[0] == 30 && qb->shape[1] == 5);
-    CHECK(qa->n_dims == 2 && qa->shape[0] == 5 && qa->shape[1] == 14);
-    CHECK(ga->n_dims == 2 && ga->ne[0] == 14 && ga->ne[1] == 5 && gb->ne[0] == 5 && gb->ne[1] == 30);
+    CHECK(qa->n_dims == 2 && qa->shape[0] == 5 && qa->shape[1] == 15);
+    CHECK(ga->n_dims == 2 && ga->ne[0] == 15 && ga->ne[1] == 5 && gb->ne[0] == 5 && gb->ne[1] == 30);
     for (int head = 0; head < 3; head++) {
         for (int i = 0; i < 10; i++) {
             int file_row = head * 10 + i, hf_row = head * 10 + hf_of_file[i];
@@ -185,7 +185,7 @@ TEST(row_orders_by_hand) {
             }
         }
     }
-    CHECK(memcmp(qa->data, q->a, 5 * 14 * 4) == 0 && memcmp(ga->data, q->a, 5 * 14 * 4) == 0);
+    CHECK(memcmp(qa->data, q->a, 5 * 15 * 4) == 0 && memcmp(ga->data, q->a, 5 * 15 * 4) == 0);
     CHECK(memcmp(vb->data, v->b, 10 * 5 * 4) == 0);
     safetensors_close(&file);
     gguf_close(&gguf);
@@ -307,9 +307,9 @@ TEST(mlx_is_transposed) {
         const struct safetensors_entry *la = entry(&file, name);
         snprintf(name, sizeof name, "%s.lora_b", names[module]);
         const struct safetensors_entry *lb = entry(&file, name);
-        CHECK(la && la->shape[0] == 14 && la->shape[1] == 7 && lb && lb->shape[0] == 7 && lb->shape[1] == out);
-        for (int i = 0; i < 14 && la; i++)
-            for (int k = 0; k < 7; k++) CHECK(number(la->data, i * 7 + k) == (k < 5 ? m->a[k * 14 + i] : 0));
+        CHECK(la && la->shape[0] == 15 && la->shape[1] == 7 && lb && lb->shape[0] == 7 && lb->shape[1] == out);
+        for (int i = 0; i < 15 && la; i++)
+            for (int k = 0; k < 7; k++) CHECK(number(la->data, i * 7 + k) == (k < 5 ? m->a[k * 15 + i] : 0));
         for (int row = 0; row < out && lb; row++) { // file row -> Hugging Face's
             int hf = row / 10 * 10 + hf_of_file[row % 10];
             for (int k = 0; k < 7; k++) {
@@ -368,7 +368,7 @@ TEST(adapter_read_finds_the_kind) {
                                                : "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight",
                                      .dtype = ST_F16,
                                      .n_dims = 2,
-                                     .shape = {h ? 10 : 2, h ? 2 : 14},
+                                     .shape = {h ? 10 : 2, h ? 2 : 15},
                                      .data = half};
     struct file_writer w;
     err = (struct error){0};
@@ -435,7 +435,7 @@ TEST(peft_refuses_by_name) {
         {"\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true", "fan_in_fan_out"},
         {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "pissa"},
         {"\"init_lora_weights\": true", "\"init_lora_weights\": \"gaussian\"", NULL},
-        {"\"r\": 5", "\"r\": 6", "shape [5, 14]"},
+        {"\"r\": 5", "\"r\": 6", "shape [5, 15]"},
         {"\"r\": 5", "\"r\": 0", "r is 0"},
         {"\"r\": 5", "\"r\": -5", "r is -5"},
         {"\"r\": 5", "\"r\": 4294967301", "r is 4294967301"},
@@ -457,6 +457,7 @@ TEST(peft_refuses_by_name) {
         {"[\n    \"down_proj\",\n    \"q_proj\",\n    \"v_proj\"\n  ]", "\"(.*)*(.*)*(.*)*[!?]\"", "too many steps"},
         {"[\n    \"down_proj\",\n    \"q_proj\",\n    \"v_proj\"\n  ]", "null", "target_modules"},
         {"[\n    \"down_proj\",\n    \"q_proj\",\n    \"v_proj\"\n  ]", "[]", "no linear"},
+        {"\"target_modules\"", "\"auto_mapping\"", "target_modules is missing"},
         {"\"bias\": \"none\"", "\"exclude_modules\": [\"q_proj\"]", "q_proj"},
         {"\"bias\": \"none\"", "\"exclude_modules\": \".*v_proj\"", "v_proj"},
         {"\"layers_to_transform\": null", "\"layers_to_transform\": [0, 1]", "model.layers.2"},
@@ -464,7 +465,7 @@ TEST(peft_refuses_by_name) {
         {"\"layers_to_transform\": null", "\"layers_to_transform\": 1", "model.layers.0"},
         {"\"layers_to_transform\": null", "\"layers_to_transform\": \"x\"", "layers_to_transform"},
         {"\"layers_pattern\": null", "\"layers_pattern\": \"blocks\"", NULL}, // without layers it has no effect
-        {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 6}", "[6, 14]"},
+        {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 6}", "[6, 15]"},
         {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 5, \".*\": 5}", NULL},
         {"\"rank_pattern\": {}", "\"rank_pattern\": {\"o_proj\": 6}", NULL}, // of a module without adapter
         {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 0}", "q_proj"},
@@ -516,7 +517,7 @@ TEST(patterns_are_honoured) {
     text_free(&config);
 }
 
-// A PEFT folder of given tensors; every one is (5, 14) or (10, 5) as k_proj of layer 0 has it.
+// A PEFT folder of given tensors; every one is (5, 15) or (10, 5) as k_proj of layer 0 has it.
 static int read_tensors_named(const char *const *names, const int64_t (*shapes)[2], size_t n, float value,
                               struct error *err) {
     struct safetensors_out entries[8];
@@ -549,7 +550,7 @@ TEST(peft_tensors_are_refused_by_name) {
 #define KA K ".lora_A.weight"
 #define KB K ".lora_B.weight"
     static const char *const good[2] = {KA, KB};
-    static const int64_t shapes[3][2] = {{5, 14}, {10, 5}, {10, 5}};
+    static const int64_t shapes[3][2] = {{5, 15}, {10, 5}, {10, 5}};
     static const struct {
         const char *names[3];
         const char *says;
@@ -579,7 +580,7 @@ TEST(peft_tensors_are_refused_by_name) {
             CHECK_MSG(status == 0, "%s", err.text);
     }
     static const int64_t wrong[][2][2] = {
-        {{14, 5}, {10, 5}}, {{5, 14}, {5, 10}}, {{5, 14}, {30, 5}}, {{4, 14}, {10, 5}}};
+        {{15, 5}, {10, 5}}, {{5, 15}, {5, 10}}, {{5, 15}, {30, 5}}, {{4, 15}, {10, 5}}};
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         struct error err = {0};
         CHECK_INT(read_tensors_named(good, wrong[i], 2, 1, &err), -1);
@@ -589,7 +590,7 @@ TEST(peft_tensors_are_refused_by_name) {
     for (size_t i = 0; i < COUNT_OF(values); i++) {
         struct error err = {0};
         CHECK_INT(read_tensors_named(good, shapes, 2, values[i], &err), -1);
-        CHECK_MSG(strstr(err.text, "[1, 3]") != NULL && strstr(err.text, "k_proj.lora_A"), "%s", err.text);
+        CHECK_MSG(strstr(err.text, "[1, 2]") != NULL && strstr(err.text, "k_proj.lora_A"), "%s", err.text);
     }
 }
 
@@ -630,7 +631,7 @@ static void write_faulty(const char *path, enum gguf_fault fault) {
     else if (fault != ALPHA_MISSING)
         gguf_put_f32(&w, "adapter.lora.alpha", fault == ALPHA_ZERO ? 0 : 16);
     if (fault == ALORA) gguf_put_u32s(&w, "adapter.alora.invocation_tokens", (uint32_t[]){1, 2}, 2);
-    int64_t a[3] = {14, 4, fault == DIMS_3 ? 2 : 1},
+    int64_t a[3] = {15, 4, fault == DIMS_3 ? 2 : 1},
             b[2] = {fault == RANKS_DIFFER ? 5 : 4, fault == BAD_SHAPE ? 11 : 10};
     int type = fault == QUANT_TYPE ? 24 : 0; // I8
     if (fault != EMPTY)
@@ -654,7 +655,7 @@ TEST(gguf_refuses_by_name) {
                                                   [ALORA] = "activated",          [HALF] = "without lora_b",
                                                   [UNKNOWN_NAME] = "blk.9",       [SUFFIX] = "lora_c",
                                                   [BAD_SHAPE] = "{4, 11}",        [RANKS_DIFFER] = "{5, 10}",
-                                                  [QUANT_TYPE] = "F32, F16",      [NOT_FINITE] = "[1, 6]",
+                                                  [QUANT_TYPE] = "F32, F16",      [NOT_FINITE] = "[1, 5]",
                                                   [EMPTY] = "no adapter tensors", [DIMS_3] = "attn_k"};
     fixture_init(&base);
     for (enum gguf_fault fault = GOOD; fault < GGUF_FAULTS; fault++) {

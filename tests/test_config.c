@@ -178,18 +178,20 @@ TEST(ranges) {
             CHECK_MSG(parse(MINIMAL, 1, overrides) == -1 && strstr(err.text, cases[i].key), "accepted %s", override);
         }
     }
-    REFUSED("micro_batch_size: 65536\nsequence_len: 65536\n", "more than 2^31 tokens");
+    REFUSED("micro_batch_size: 65536\nsequence_len: 32768\neval_batch_size: 1\n", "more than 2^31 tokens");
+    REFUSED("eval_batch_size: 65536\neval_sequence_len: 32768\n", "more than 2^31 tokens");
+    ACCEPTED("micro_batch_size: 65535\nsequence_len: 32768\n");
 }
 
 TEST(all_problems_at_once) {
     parse(MINIMAL "lora_rr: 4\nlora_dropout: 2\nsample_packing: yes\nrl: dpo\nval_set_size: 0.1\ntest_datasets: [x]\n",
           0, NULL);
-    static const char *const lines[] = {"c.yml:8: unknown key 'lora_rr'", "c.yml:9: lora_dropout:",
-                                        "c.yml:10: sample_packing:", "c.yml:11: rl: known key, not in this version",
-                                        "c.yml:13: test_datasets.0:"};
-    for (size_t i = 0; i < COUNT_OF(lines); i++) {
-        CHECK_MSG(strstr(text_str(&report), lines[i]), "missing %s", lines[i]);
-        CHECK_MSG(strstr(err.text, lines[i]), "error text lacks %s", lines[i]);
+    static const char *const wanted[] = {"c.yml:8: unknown key 'lora_rr'", "c.yml:9: lora_dropout:",
+                                         "c.yml:10: sample_packing:", "c.yml:11: rl: known key, not in this version",
+                                         "c.yml:13: test_datasets.0:"};
+    for (size_t i = 0; i < COUNT_OF(wanted); i++) {
+        CHECK_MSG(strstr(text_str(&report), wanted[i]), "the report lacks line %zu", i);
+        CHECK_MSG(strstr(err.text, wanted[i]), "the error text lacks line %zu", i);
     }
     CHECK(strncmp(err.text, "5 errors: c.yml:8: ", 19) == 0);
     struct text many = {0};
@@ -200,6 +202,9 @@ TEST(all_problems_at_once) {
     CHECK_MSG(clock_now() - start < 1, "%.2f s for 9000 unknown keys", clock_now() - start);
     CHECK(strncmp(err.text, "9000 errors: ", 13) == 0 && strstr(err.text, "; and 89"));
     CHECK(strstr(text_str(&report), "c.yml: and 8900 more\n"));
+    int lines = 0;
+    for (const char *p = text_str(&report); *p; p++) lines += *p == '\n';
+    CHECK_INT(lines, 101);
     text_free(&many);
 }
 
@@ -285,6 +290,8 @@ TEST(adapter_rules) {
     static const char *const kinds[] = {"adapter=qlora", "load_in_4bit=true"};
     CHECK(parse(MINIMAL, 1, kinds) == 0 && config.adapter == CONFIG_ADAPTER_QLORA && config.base_must_be_quantised);
     CHECK(parse(MINIMAL, 2, kinds) == 0 && !config.base_must_be_quantised);
+    ACCEPTED("");
+    CHECK(!config.base_must_be_quantised);
     ACCEPTED("lora_target_modules: all-linear\n");
     CHECK(config.lora_target_linear && !config.lora_target_modules.regex);
     ACCEPTED("lora_target_modules: 'model.layers.[\\d]+.(mlp|self_attn).(up|q)_proj'\n");
@@ -421,7 +428,29 @@ TEST(data_rules) {
             "refused (axolotl's old name; write message_property_mappings");
     REFUSED("chat_template: llama3\n",
             "chat_template: 'llama3' is not in this version yet; there are tokenizer_default, chatml");
+    REFUSED("test_datasets: [{path: t, roles: [user]}]\n", "expected a map such as {user: [human]");
+    REFUSED("test_datasets: [{path: t, roles: {}}]\n", "expected at least one role, got an empty map");
+    REFUSED("test_datasets: [{path: t, roles: {user: [{}]}}]\n", "roles: expected text, got an empty map");
+    ACCEPTED("group_by_length: true\nsample_packing: true\n");
+    CHECK(noticed("group_by_length has no effect with sample_packing"));
     REFUSED("min_sample_len: 600\n", "min_sample_len is larger than sequence_len");
+}
+
+TEST(counts_of_entries) {
+    for (int over = 0; over < 2; over++) {
+        struct text t = {0};
+        text_add(&t, MINIMAL "test_datasets:\n");
+        for (int i = 0; i < 1000 + over; i++) text_add(&t, "- path: x\n");
+        CHECK_INT(parse(text_str(&t), 0, NULL), -over);
+        if (over) CHECK(strstr(err.text, "c.yml:8: test_datasets: more than 1000 entries"));
+        text_clear(&t);
+        text_add(&t, MINIMAL "test_datasets:\n- path: x\n  roles:\n    user: [0");
+        for (int i = 1; i < 1000 + over; i++) text_printf(&t, ", %d", i);
+        text_add(&t, "]\n");
+        CHECK_INT(parse(text_str(&t), 0, NULL), -over);
+        if (over) CHECK(strstr(err.text, "test_datasets.0.roles: more than 1000 roles"));
+        text_free(&t);
+    }
 }
 
 // What does not work: harmless values pass, values that ask for something do not.
@@ -468,8 +497,9 @@ TEST(json_config) {
 TEST(effective_text_loads_back) {
     static const char *const texts[] = {
         MINIMAL,
-        MINIMAL "seed: 9007199254740992\nlora_target_modules: \"a\\\"b\\\\c\\u00e9\\U0001F600\\t\"\nbf16: false\n"
-                "dynamic_checkpoint: {enabled: true}\nlr_scheduler_kwargs: {num_cycles: 0.1}\nlint_waive: [x, y]\n"
+        MINIMAL "seed: 9007199254740992\nlora_target_modules: \"a\\\"b\\\\c\\u00e9\\U0001F600\\t\\a\"\nbf16: false\n"
+                "dynamic_checkpoint: {enabled: true}\nlr_scheduler_kwargs: {num_cycles: "
+                "0.12345678901234567}\nlint_waive: [x, y]\n"
                 "peft_layers_to_transform: [1, 2]\nval_set_size: 0.1\neval_steps: 0.3\noptimizer: adamw_8bit\n"
                 "peft_init_lora_weights: gaussian\nbatch_size: 3\ntrain_on_inputs: true\n",
     };
@@ -485,7 +515,8 @@ TEST(effective_text_loads_back) {
         text_free(&first);
         text_free(&second);
     }
-    CHECK_STR(config.lora_target_modules.regex, "a\"b\\c\xc3\xa9\xf0\x9f\x98\x80\t");
+    CHECK(config.lr_scheduler_kwargs.num_cycles == 0.12345678901234567);
+    CHECK_STR(config.lora_target_modules.regex, "a\"b\\c\xc3\xa9\xf0\x9f\x98\x80\t\a");
 }
 
 // Typical files of axolotl users.
@@ -635,5 +666,5 @@ TEST(failing_allocations) {
 TEST_MAIN(CASE(defaults), CASE(required_keys), CASE(unknown_keys), CASE(wrong_types), CASE(ranges),
           CASE(all_problems_at_once), CASE(empty_values_mean_unset), CASE(numbers_in_quotes), CASE(overrides),
           CASE(adapter_rules), CASE(batch_and_schedule_rules), CASE(precision_rules), CASE(when_to_evaluate_and_save),
-          CASE(data_rules), CASE(statuses), CASE(json_config), CASE(effective_text_loads_back),
+          CASE(data_rules), CASE(counts_of_entries), CASE(statuses), CASE(json_config), CASE(effective_text_loads_back),
           CASE(files_of_axolotl_users), CASE(files), CASE(recipes_load), CASE(failing_allocations))

@@ -164,6 +164,24 @@ TEST(a_token_belongs_to_its_first_byte) {
     dataset_free(&d);
 }
 
+TEST(a_prompt_that_ends_right_behind_a_control_token) {
+    open_all();
+    static const char other[] =
+        "{% for m in messages %}{{ m.role + '<|im_start|>\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant<|im_start|>\n' }}{% endif %}";
+    struct error err = {0};
+    struct chat_template *t = chat_template_open(NULL, other, strlen(other), &err);
+    CHECK_MSG(t != NULL, "%s", err.text);
+    struct dataset_options o = options_for(DATASET_CHAT);
+    struct dataset d;
+    const char *row = ROW(MESSAGE("user", "hello") "," MESSAGE("assistant", "\\n hello"));
+    CHECK(dataset_parse(&o, (const uint8_t *)row, strlen(row), tokenizer, t, &d, &err) == 0);
+    const struct sample *s = &d.samples[0];
+    CHECK_STR(decoded(s->prompt_ids, s->prompt_count), "user<|im_start|>\nhello<|im_end|>assistant<|im_start|>\n");
+    dataset_free(&d);
+    chat_template_close(t);
+}
+
 TEST(prompt_and_reference_of_the_last_answer) {
     open_all();
     struct dataset_options o = options_for(DATASET_CHAT);
@@ -207,6 +225,32 @@ TEST(roles_and_fields_of_other_data) {
     CHECK(parse(&o, gpt, &d, &err) == -1);
     CHECK_MSG(strstr(err.text, "d.jsonl:1: conversations[0].from is \"human\", expected one of: Q, A") != NULL, "%s",
               err.text);
+}
+
+TEST(a_system_text_beside_the_messages) {
+    open_all();
+    struct dataset_options o = options_for(DATASET_CHAT);
+    struct dataset d;
+    const char *rows = "{\"system\": \"be\", \"messages\": [" MESSAGE("user", "a") "," MESSAGE(
+        "assistant",
+        "b") "]}\n"
+             "{\"system\": \"no\", \"messages\": [" MESSAGE("system", "be") "," MESSAGE("user", "a") "," MESSAGE(
+                 "assistant", "b") "]}\n"
+                                   "{\"system\": null, \"messages\": [" MESSAGE("user", "a") "," MESSAGE("assistant",
+                                                                                                         "b") "]}\n";
+    const char *with =
+        "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n";
+    o.field_system = "system";
+    if (!parses(&o, rows, &d)) return;
+    CHECK_STR(d.samples[0].rendered, with);
+    CHECK_STR(d.samples[1].rendered, with); // its own goes first
+    CHECK_STR(d.samples[2].rendered, strstr(with, "<|im_start|>user"));
+    CHECK_STR(trained_text(&d.samples[0]), "b<|im_end|>");
+    dataset_free(&d);
+    struct error err = {0};
+    CHECK(parse(&o, "{\"system\": 5, \"messages\": [" MESSAGE("user", "a") "," MESSAGE("assistant", "b") "]}", &d,
+                &err) == -1);
+    CHECK_MSG(strstr(err.text, "d.jsonl:1: key \"system\" is a number, expected a string") != NULL, "%s", err.text);
 }
 
 TEST(special_text_and_empty_answers_are_noted) {
@@ -722,7 +766,8 @@ TEST(nothing_is_left) {
 }
 
 TEST_MAIN(CASE(masks_of_a_conversation), CASE(every_token_has_a_reason), CASE(a_token_belongs_to_its_first_byte),
-          CASE(prompt_and_reference_of_the_last_answer), CASE(roles_and_fields_of_other_data),
+          CASE(a_prompt_that_ends_right_behind_a_control_token), CASE(prompt_and_reference_of_the_last_answer),
+          CASE(roles_and_fields_of_other_data), CASE(a_system_text_beside_the_messages),
           CASE(special_text_and_empty_answers_are_noted), CASE(length_policies), CASE(malformed_rows_first_middle_last),
           CASE(line_ends_and_blank_lines), CASE(other_kinds_of_files_are_named), CASE(deep_and_long_lines),
           CASE(many_errors_at_once), CASE(alpaca_rows), CASE(alpaca_with_bos), CASE(rows_of_tokens),

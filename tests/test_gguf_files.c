@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct text b; // the bytes of the file under test
@@ -12,7 +13,7 @@ static struct text b; // the bytes of the file under test
 // Parses a copy of exactly the right size, so that a sanitizer sees every byte too many.
 static int parse(size_t length, struct gguf *g, uint8_t **copy, struct error *err) {
     *err = (struct error){0};
-    *copy = mem_alloc(length);
+    *copy = malloc(length); // mem_alloc rounds sizes up
     memcpy(*copy, b.data, length);
     return gguf_parse(*copy, length, "test.gguf", g, err);
 }
@@ -154,7 +155,7 @@ TEST(getters) {
     for (size_t k = 0; k < g.n_tensors; k++) CHECK(gguf_find_tensor(&g, g.tensors[k].name) == &g.tensors[k]);
     for (size_t k = 0; k < g.n_kv; k++) CHECK(gguf_find(&g, g.kv[k].key) == &g.kv[k]);
     gguf_close(&g);
-    mem_free(copy);
+    free(copy);
     pool_free(&pool);
     text_clear(&b);
     text_append(&b, "GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0", 24);
@@ -162,7 +163,7 @@ TEST(getters) {
     CHECK(parse(b.length, &g, &copy, &err) == 0);
     FAILS(gguf_get_float(&g, "f", &f, &err), "f' is not a finite number");
     gguf_close(&g);
-    mem_free(copy);
+    free(copy);
 }
 
 TEST(truncation_at_every_byte) {
@@ -175,14 +176,14 @@ TEST(truncation_at_every_byte) {
     const struct gguf_tensor *t = &g.tensors[2];
     last = (size_t)(g.data_start + t->offset + t->bytes); // the padding behind may be missing
     gguf_close(&g);
-    mem_free(copy);
+    free(copy);
     CHECK(last < whole);
     for (size_t n = 0; n <= whole; n++) {
         int result = parse(n, &g, &copy, &err);
         CHECK_MSG(result == (n < last ? -1 : 0) && err.code == (n < last ? STATUS_DATA : 0), "cut at %zu: %s", n,
                   err.text);
         gguf_close(&g);
-        mem_free(copy);
+        free(copy);
     }
     char *path = path_join(test_folder(), "cut.gguf"); // the same through the file
     CHECK(file_replace(path, b.data, last, NULL) == 0);
@@ -204,11 +205,11 @@ TEST(bit_flips_of_the_header) {
     struct gguf g;
     struct error err;
     uint8_t *copy;
-    volatile uint64_t sum = 0;
+    uint64_t sum = 0; // of bytes that must be readable
     CHECK(parse(b.length, &g, &copy, &err) == 0);
     size_t header = (size_t)g.data_start;
     gguf_close(&g);
-    mem_free(copy);
+    free(copy);
     for (size_t bit = 0; bit < 8 * header; bit++) {
         b.data[bit / 8] = (char)(b.data[bit / 8] ^ (1 << bit % 8));
         if (parse(b.length, &g, &copy, &err) == 0) {
@@ -219,9 +220,10 @@ TEST(bit_flips_of_the_header) {
         } else {
             CHECK_INT(err.code, STATUS_DATA);
         }
-        mem_free(copy);
+        free(copy);
         b.data[bit / 8] = (char)(b.data[bit / 8] ^ (1 << bit % 8));
     }
+    CHECK(sum > 0);
 }
 
 TEST(cve_2024_32878_allocation_failures_leave_nothing_behind) {

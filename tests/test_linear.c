@@ -154,16 +154,18 @@ static bool same_bits(const struct world *w, const uint8_t *a, const uint8_t *b)
 
 static void check_op(struct world *w, const char *name, op_function op, op_function reference) {
     static const struct cpu_isa c = {.name = "c", .gemm = &gemm_isa_c}, avx2 = {.name = "avx2", .gemm = &gemm_isa_avx2},
-                                avx512 = {.name = "avx512", .gemm = &gemm_isa_avx512};
-    const struct cpu_isa *isas[3] = {&c};
+                                avx512 = {.name = "avx512", .gemm = &gemm_isa_avx512},
+                                bf16 = {.name = "avx512bf16", .gemm = &gemm_isa_avx512bf16};
+    const struct cpu_isa *isas[4] = {&c};
     int n = 1;
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas[n++] = &avx2;
     if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) isas[n++] = &avx512;
+    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) isas[n++] = &bf16;
 #endif
     uint8_t *want = run(w, NULL, 1, reference), *first = NULL;
     for (int i = 0; i < n; i++) {
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = i ? 1 : 3; threads <= 3; threads++) { // plain C is slow
             char text[96];
             snprintf(text, sizeof text, "%s, %s, %d threads", name, isas[i]->name, threads);
             uint8_t *got = run(w, isas[i], threads, op);
@@ -401,9 +403,10 @@ static const struct linear_case linear_cases[] = {
      .bias = true,
      .ranks = {3, 1},
      .missing_dy = -1},
-    {.name = "long",
-     .t = 70,
-     .in = 2400,
+    {.name = "long rows", .t = 20, .in = 2400, .out = {50}, .format = {QUANT_Q4_1}, .ranks = {7}, .missing_dy = -1},
+    {.name = "long columns",
+     .t = 20,
+     .in = 64,
      .out = {96, 2100},
      .format = {QUANT_Q4_1, QUANT_Q4_1},
      .ranks = {16, 7},

@@ -51,7 +51,7 @@ static const char *malformed(const char *s) {
         if (!*end) return "tag without end";
         if (closing) {
             if (depth == 0 || strcmp(stack[--depth], name))
-                return snprintf(why, sizeof why, "</%s> closes %s", name, stack[depth]), why;
+                return snprintf(why, sizeof why, "</%s> closes %.15s", name, stack[depth]), why;
         } else if (end[-1] != '/' && strcmp(name, "meta") != 0) {
             if (depth == 64) return "too deep";
             strcpy(stack[depth++], name);
@@ -59,7 +59,7 @@ static const char *malformed(const char *s) {
         s = end;
         if (!closing && strcmp(name, "style") == 0) s = strstr(s, "</style>") - 1;
     }
-    return depth ? snprintf(why, sizeof why, "<%s> is not closed", stack[depth - 1]), why : NULL;
+    return depth ? snprintf(why, sizeof why, "<%.15s> is not closed", stack[depth - 1]), why : NULL;
 }
 
 static size_t count(const char *text, const char *what) {
@@ -145,8 +145,8 @@ TEST(numbers_for_people) {
 TEST(everything_is_escaped) {
     put("log.jsonl", STEP(1, 4.0, 1e-4, 2, 100));
     static const char evil[] = "<script>alert('1')</script>&\"\x01\x1b[31m\xff\xe2\x80\xae\xef\xbf\xbf";
-    struct report_pair pair[] = {{evil, evil}};
-    struct report_sample sample[] = {{evil, evil, evil, evil}, {"p", "a<b", "a>b & c", "<b>"}};
+    struct card_pair pair[] = {{evil, evil}};
+    struct card_sample sample[] = {{evil, evil, evil, evil}, {"p", "a<b", "a>b & c", "<b>"}};
     struct text page = page_of(&(struct report){.title = evil,
                                                 .log_path = at("log.jsonl"),
                                                 .facts = pair,
@@ -172,7 +172,7 @@ TEST(everything_is_escaped) {
 
 TEST(answers_are_judged) {
     put("log.jsonl", STEP(1, 4.0, 1e-4, 2, 100));
-    struct report_sample samples[] = {
+    struct card_sample samples[] = {
         {"p", "{\"a\": 1, \"b\": 2}", "{\"a\": 1, \"b\": 3}", " {\"a\": 1, \"b\": 2}\n"},
         {"p", "{\"a\": 1, \"b\": 2}", "{\"b\":2,\"a\":1}", "{\"b\":2,\"a\":1"},
         {"p", "J\xc3\xb6rg", "J\xc3\xb8rg", ""},
@@ -195,9 +195,9 @@ TEST(answers_are_judged) {
 
 TEST(before_and_after_share_a_row) {
     put("log.jsonl", "");
-    struct report_pair results[] = {
+    struct card_pair results[] = {
         {"exact before", "0 %"}, {"exact after", "85 %"}, {"rows", "20"}, {"loss after", "1"}};
-    struct report_pair memory[] = {{"adapter", "10 MiB"}, {"workspace", "40960 KiB"}, {"odd", "much"}};
+    struct card_pair memory[] = {{"adapter", "10 MiB"}, {"workspace", "40960 KiB"}, {"odd", "much"}};
     struct text page = page_of(&(struct report){.title = "t",
                                                 .log_path = at("log.jsonl"),
                                                 .results = results,
@@ -252,8 +252,8 @@ TEST(absurd_numbers) {
 
 TEST(faults) {
     put("log.jsonl", STEP(1, 4.0, 1e-4, 2, 100) STEP(2, 3.0, 1e-4, 2, 100) "{\"step\": 2, \"eval_loss\": 3.25}\n");
-    struct report_pair pair[] = {{"a before", "1 MiB"}, {"a after", "2 MiB"}};
-    struct report_sample sample[] = {{"p", "{\"a\": 1}", "{\"a\": 2}", "{\"a\":1}"}};
+    struct card_pair pair[] = {{"a before", "1 MiB"}, {"a after", "2 MiB"}};
+    struct card_sample sample[] = {{"p", "{\"a\": 1}", "{\"a\": 2}", "{\"a\":1}"}};
     struct report report = {.title = "t",
                             .log_path = "",
                             .facts = pair,

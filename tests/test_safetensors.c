@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct text b; // the file under construction
@@ -21,7 +22,7 @@ static void build(const char *header, size_t length, size_t data) {
 // Parses a copy of exactly the right size, so that a sanitizer sees every byte too many.
 static int parse(size_t length, struct safetensors *s, uint8_t **copy, struct error *err) {
     *err = (struct error){0};
-    *copy = mem_alloc(length);
+    *copy = malloc(length); // mem_alloc rounds sizes up
     memcpy(*copy, b.data, length);
     int result = safetensors_parse(*copy, length, "t.safetensors", s, err);
     if (result < 0) CHECK(s->entries == NULL && s->pool.head == NULL && s->header.root == NULL);
@@ -37,7 +38,7 @@ static void refuses(const char *message) {
                   strncmp(err.text, "t.safetensors: ", 15) == 0,
               "%.80s: result %d, code %d, \"%s\" lacks \"%s\"", b.data + 8, result, err.code, err.text, message);
     safetensors_close(&s);
-    mem_free(copy);
+    free(copy);
 }
 
 static size_t accepts(void) {
@@ -47,7 +48,7 @@ static size_t accepts(void) {
     CHECK_MSG(parse(b.length, &s, &copy, &err) == 0, "%.80s: %s", b.data + 8, err.text);
     size_t n = s.n_entries;
     safetensors_close(&s);
-    mem_free(copy);
+    free(copy);
     return n;
 }
 
@@ -161,12 +162,12 @@ TEST(st_08_metadata_is_string_to_string) {
     CHECK(safetensors_metadata(&s, "n", &length) && length == 3 && safetensors_metadata(&s, "absent", NULL) == NULL);
     safetensors_close(&s);
     safetensors_close(&s);
-    mem_free(copy);
+    free(copy);
     build("{\"__metadata__\":null}", 21, 0);
     CHECK(parse(b.length, &s, &copy, &err) == 0 && s.metadata == NULL &&
           safetensors_metadata(&s, "format", NULL) == NULL);
     safetensors_close(&s);
-    mem_free(copy);
+    free(copy);
     refuses_header("{\"__metadata__\":{\"a\":1}}", 0, "__metadata__ key 'a' is a number, expected a string");
     refuses_header("{\"__metadata__\":{\"a\":null}}", 0, "__metadata__ key 'a' is null");
     refuses_header("{\"__metadata__\":{\"a\":{}}}", 0, "__metadata__ key 'a' is an object");
@@ -298,7 +299,7 @@ TEST(st_20_scalars_and_empty_tensors) {
     CHECK(safetensors_find(&s, "") == NULL && safetensors_find(&s, "ss") == NULL &&
           safetensors_find(&s, "t")->bytes == 1);
     safetensors_close(&s);
-    mem_free(copy);
+    free(copy);
     CHECK_INT(accepts_header(ONE("F32", "[0]", 0, 0), 0), 1);
 }
 
@@ -450,7 +451,7 @@ TEST(truncation_at_every_byte) {
         int result = parse(n, &s, &copy, &err);
         CHECK_MSG(result == (n < b.length ? -1 : 0) && err.code == (n < b.length ? STATUS_DATA : 0), "cut at %zu", n);
         safetensors_close(&s);
-        mem_free(copy);
+        free(copy);
     }
     char *path = path_join(test_folder(), "cut.safetensors"); // the same through the file
     CHECK(file_replace(path, b.data, b.length, NULL) == 0);
@@ -470,7 +471,7 @@ TEST(bit_flips) {
     struct safetensors s;
     struct error err;
     uint8_t *copy;
-    volatile uint64_t sum = 0;
+    uint64_t sum = 0; // of bytes that must be readable
     small_file();
     for (size_t bit = 0; bit < 8 * b.length; bit++) {
         b.data[bit / 8] = (char)(b.data[bit / 8] ^ (1 << bit % 8));
@@ -481,9 +482,10 @@ TEST(bit_flips) {
         } else {
             CHECK_INT(err.code, STATUS_DATA);
         }
-        mem_free(copy);
+        free(copy);
         b.data[bit / 8] = (char)(b.data[bit / 8] ^ (1 << bit % 8));
     }
+    CHECK(sum > 0);
 }
 
 TEST(allocation_failures_leave_nothing_behind) {

@@ -60,8 +60,7 @@ TEST(words_as_the_expressions_cut_them) {
     tokenizer_close(t);
     t = open_pre("gpt-2");
     CHECK_STR(pieces(t, "1212", true), "12|12");
-    CHECK_STR(pieces(t, "\xE1\xA0\x8E\xE1\xA0\x8E  x", true),
-              "\xE1|\xA0|\x8E|\xE1|\xA0|\x8E| | |x"); // U+180E is no space
+    CHECK_STR(pieces(t, "  \xE1\xA0\x8E x", true), " | |\xE1|\xA0|\x8E| |x"); // U+180E is no space
     tokenizer_close(t);
     t = open_pre("llama-bpe");
     CHECK_STR(pieces(t, "121 zyx", true), "12|1| zyx"); // ignore_merges: a whole word that is a token
@@ -141,11 +140,11 @@ static size_t merge_plainly(const char *word, size_t length, size_t *at) {
 TEST(short_and_long_words_equal_the_plain_loop) {
     struct tokenizer *t = open_pre("gpt-2");
     static size_t want[512];
-    static const char letters[] = "helousrait";
+    static const char letters[] = "helousraitjkmnjkmn";
     for (unsigned round = 0; round < 300 && !test_failed(); round++) {
         char word[400];
         size_t n = 1 + round + (round > 200 ? 90 : 0);
-        for (size_t i = 0; i < n; i++) word[i] = letters[(unsigned)((test_random(round, (unsigned)i) + 1) * 5) % 10];
+        for (size_t i = 0; i < n; i++) word[i] = letters[(unsigned)((test_random(round, (unsigned)i) + 1) * 9) % 18];
         struct ids ids = {0};
         struct token_span *spans = NULL;
         struct error err = {0};
@@ -247,7 +246,7 @@ TEST(refuses_what_it_cannot_do_exactly) {
         struct vocab_string *copy = pool_array(&pool, good.n_merges, sizeof *copy);
         memcpy(copy, good.merges, good.n_merges * sizeof *copy);
         copy[good.n_merges - 1] = (struct vocab_string){bad[i], strlen(bad[i])};
-        s = good, s.merges = copy, check_refused(&s, "merge 23");
+        s = good, s.merges = copy, check_refused(&s, "merge 27");
     }
     struct vocab_string *tokens = pool_array(&pool, good.n_tokens, sizeof *tokens);
     memcpy(tokens, good.tokens, good.n_tokens * sizeof *tokens);
@@ -290,13 +289,15 @@ TEST(invalid_utf8_names_its_byte) {
 TEST(a_word_without_end_is_refused) {
     struct tokenizer *t = open_pre("gpt-2");
     size_t limit = 4 << 20;
-    char *word = mem_alloc(limit + 1);
-    memset(word, 'e', limit + 1);
+    char *word = mem_alloc(limit + 7);
+    memset(word, 'e', limit + 7);
     struct ids ids = {0};
     struct error err = {0};
     CHECK_MSG(tokenizer_encode(t, word, limit, true, &ids, NULL, &err) == 0, "%s", err.text);
     CHECK_INT(ids.count, limit);
-    CHECK(tokenizer_encode(t, word, limit + 1, true, &ids, NULL, &err) == -1);
+    memcpy(word, "hello\n", 6);
+    CHECK(tokenizer_encode(t, word, limit + 7, true, &ids, NULL, &err) == -1);
+    CHECK_INT(ids.count, limit); // failure leaves no trace of what went before it
     CHECK(strstr(err.text, "word boundary") != NULL);
     mem_free(word);
     ids_free(&ids);
@@ -316,6 +317,9 @@ TEST(normal_form_where_the_model_wants_it) {
     CHECK_INT(spans[0].begin, 0);
     CHECK_INT(spans[a.count - 1].begin, strlen(apart) - 1);
     CHECK_INT(spans[a.count - 1].end, strlen(apart));
+    // The reference knows the marks of Unicode 9: the later U+1DF6 changes places with no other one.
+    CHECK_STR(pieces(t, "\xCD\x85\xE1\xB7\xB6\xCC\x81", true), "\xCD|\x85|\xE1|\xB7|\xB6|\xCC|\x81");
+    CHECK_STR(pieces(t, "\xCD\x85\xCC\x81", true), "\xCC|\x81|\xCD|\x85");
     tokenizer_close(t);
     ids_free(&a);
     ids_free(&b);

@@ -10,13 +10,14 @@
 #include <string.h>
 
 // 256 bytes, the merges of the list below, words that no merge leads to, and special tokens at the end.
-enum { VOCAB_MERGES = 24, VOCAB_WORDS = 2, VOCAB_SPECIALS = 8 };
+enum { VOCAB_MERGES = 28, VOCAB_WORDS = 2, VOCAB_SPECIALS = 8 };
 enum { VOCAB_FIRST_SPECIAL = 256 + VOCAB_MERGES + VOCAB_WORDS };
 
 // "left right" in plain spelling; '_' stands for a space, '^' for a newline.
 static const char *const vocabulary_merges[VOCAB_MERGES] = {
-    "l l", "h e",  "he ll", "hell o", "_ w",  "o r",    "_w or",     "l d",        "_wor ld", "e r", "u s",   "us er",
-    "a s", "as s", "i s",   "t a",    "ta n", "is tan", "ass istan", "assistan t", "^ ^",     "_ _", "__ __", "1 2"};
+    "l l", "h e",   "he ll", "hell o", "_ w", "o r", "_w or", "l d",    "_wor ld",   "e r",
+    "u s", "us er", "a s",   "as s",   "i s", "t a", "ta n",  "is tan", "ass istan", "assistan t",
+    "^ ^", "_ _",   "__ __", "1 2",    "k m", "j k", "km n",  "j km"};
 static const char *const vocabulary_words[VOCAB_WORDS] = {"zyx", "_zyx"};
 static const struct {
     const char *text;

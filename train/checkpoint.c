@@ -306,14 +306,13 @@ static int verify_file(const char *folder, const struct json *entry, struct erro
     return error_set(err, reason.code == STATUS_NOINPUT ? STATUS_INTEGRITY : reason.code, "%s", reason.text);
 }
 
-// Also checks step and run id when they are given (-1, NULL = any).
+// Also checks step and run id when they are given (-1, NULL = any). Another run's is no damage: code 65.
 static int verify(const char *folder, int64_t step, const char *run_id, int64_t *found, struct error *err) {
     struct manifest m;
     if (read_manifest(folder, &m, err)) return -1;
     int status = 0;
     if (run_id && strcmp(m.run_id, run_id) != 0)
-        status =
-            error_set(err, STATUS_INTEGRITY, "%s: belongs to run '%.80s', not to '%.80s'", folder, m.run_id, run_id);
+        status = error_set(err, STATUS_DATA, "%s: belongs to run '%.80s', not to '%.80s'", folder, m.run_id, run_id);
     else if (step >= 0 && m.step != step)
         status = error_set(err, STATUS_INTEGRITY, "%s: its manifest says step %lld", folder, (long long)m.step);
     else if (json_count(m.files) == 0)
@@ -480,8 +479,8 @@ int checkpoint_rotate(const char *run, const char *run_id, int keep, int64_t pin
                 good++;
             else if (says_nothing_of_it(&reason))
                 status = error_set(err, reason.code, "%s", reason.text);
-            else
-                note(notes, "does not count as a checkpoint of this run: ", reason.text);
+            else if (reason.code != STATUS_DATA)
+                note(notes, "does not count as a checkpoint: ", reason.text);
         } else if (steps.data[i] != pinned && may_remove(path, run_id, notes)) {
             status = remove_step(run, steps.data[i], notes, err);
         }

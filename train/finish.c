@@ -1,6 +1,7 @@
 // What a run leaves behind. See trainer.h. The adapter is durable before anything else is written.
 #include "train/trainer.h"
 
+#include "adapters/card.h"
 #include "data/json.h"
 #include "kernels/hash.h"
 #include "train/checkpoint.h"
@@ -38,6 +39,8 @@ static int load_best(struct trainer *t, struct error *err) {
     if (!failed) {
         struct adapter last = t->adapter;
         t->adapter = best;
+        t->adapter.dropout = last.dropout;
+        t->adapter.base_name = last.base_name;
         failed = lora_upload(&t->lora, err);
         adapter_free(&last);
         runlog_say(&t->log, "the adapter is that of step %lld, the best evaluation (eval_loss %.4f)", (long long)step,
@@ -164,7 +167,7 @@ int trainer_write_manifest(const struct trainer *t, const char *status, struct e
 enum { MAX_FACTS = 24 };
 struct facts {
     struct pool pool;
-    struct report_pair list[MAX_FACTS];
+    struct card_pair list[MAX_FACTS];
     int n;
 };
 
@@ -176,7 +179,7 @@ static void fact(struct facts *f, const char *key, const char *format, ...) {
     vsnprintf(value, sizeof value, format, args);
     va_end(args);
     char *copy = pool_strdup(&f->pool, value);
-    if (f->n < MAX_FACTS && copy) f->list[f->n++] = (struct report_pair){key, copy};
+    if (f->n < MAX_FACTS && copy) f->list[f->n++] = (struct card_pair){key, copy};
 }
 
 static void run_facts(const struct trainer *t, struct facts *f) {
@@ -234,13 +237,66 @@ static int write_report(const struct trainer *t, struct error *err) {
     return failed;
 }
 
+static void setting_facts(const struct trainer *t, struct facts *f) {
+    const struct run_config *c = t->config;
+    fact(f, "rank, alpha, dropout", "%d, %g, %g%s", t->adapter.r, (double)t->adapter.alpha, (double)t->adapter.dropout,
+         t->adapter.rslora ? ", rank-stabilised" : "");
+    fact(f, "linears", "%d", t->adapter.n_modules);
+    fact(f, "learning rate", "%g", c->learning_rate);
+    fact(f, "steps", "%lld", (long long)t->state.step);
+    fact(f, "tokens a step", "%lld x %lld x %lld", (long long)c->micro_batch_size, (long long)c->sequence_len,
+         (long long)c->gradient_accumulation_steps);
+    fact(f, "arithmetic", "%s", t->state.arithmetic);
+    fact(f, "seed", "%llu", (unsigned long long)c->seed);
+    fact(f, "made with", "graft %s", GRAFT_VERSION);
+}
+
+static void data_facts(const struct trainer *t, struct facts *f) {
+    for (size_t i = 0; i < t->config->datasets.count; i++) fact(f, "file", "%s", t->config->datasets.items[i].path);
+    fact(f, "rows", "%zu", t->train.count);
+    fact(f, "tokens", "%llu, %llu of them trained", (unsigned long long)t->train.tokens,
+         (unsigned long long)t->train.trained_tokens);
+    fact(f, "held out", "%zu rows", t->held_out.count);
+}
+
+static void result_facts(const struct trainer *t, struct facts *f) {
+    fact(f, "loss of the last step", "%.4f", t->last_loss);
+    if (!isnan(t->first_eval)) fact(f, "held-out loss before", "%.4f", t->first_eval);
+    if (!isnan(t->last_eval)) fact(f, "held-out loss after", "%.4f", t->last_eval);
+}
+
+static int write_card(const struct trainer *t, struct error *err) {
+    struct facts data = {0}, settings = {0}, results = {0};
+    data_facts(t, &data);
+    setting_facts(t, &settings);
+    result_facts(t, &results);
+    const char *slash = strrchr(t->config->output_dir, '/'), *file = strrchr(t->session.model.path, '/');
+    struct card card = {.name = slash && slash[1] ? slash + 1 : t->config->output_dir,
+                        .base_name = t->adapter.base_name,
+                        .base_file = file ? file + 1 : t->session.model.path,
+                        .r = t->adapter.r,
+                        .has_gguf = true,
+                        .data = data.list,
+                        .n_data = data.n,
+                        .settings = settings.list,
+                        .n_settings = settings.n,
+                        .results = results.list,
+                        .n_results = results.n};
+    const char *path = in_output(t, &data.pool, "README.md");
+    int failed = path ? card_write(path, &card, err) : error_memory(err, "the model card", 64);
+    pool_free(&data.pool);
+    pool_free(&settings.pool);
+    pool_free(&results.pool);
+    return failed;
+}
+
 int trainer_finish(struct trainer *t, struct error *err) {
     struct pool pool = {0};
     char *probe = in_output(t, &pool, "probe.jsonl"), time[32];
     int failed = probe ? 0 : error_memory(err, "a path", 64);
     failed = failed || load_best(t, err) || trainer_write_adapter(t, t->config->output_dir, err) ||
-             evaluator_logprobs(&t->probe, t->lora.number, probe, err) || write_report(t, err) ||
-             trainer_write_card(t, err) || trainer_write_manifest(t, "finished", err);
+             evaluator_logprobs(&t->probe, t->lora.number, probe, err) || write_report(t, err) || write_card(t, err) ||
+             trainer_write_manifest(t, "finished", err);
     pool_free(&pool);
     if (failed) return -1;
     runlog_duration(t->seconds, time);

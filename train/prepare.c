@@ -2,9 +2,11 @@
 #include "train/trainer.h"
 
 #include "adapters/targets.h"
+#include "data/lint.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { PROBE_ROWS = 32 };
 
@@ -26,6 +28,26 @@ static int open_base(struct trainer *t, struct error *err) {
     return session_open(&options, &t->session, err);
 }
 
+// Errors in the data stop a run unless the configuration names them.
+static int lint(struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    struct lint_report report = {0};
+    if (lint_dataset(&t->train, t->session.tokenizer, (uint32_t)t->session.model.arch.vocab, &report, err)) return -1;
+    if (t->evaluates && lint_overlap(&t->train, &t->held_out, &report, err)) return -1;
+    if (!lint_stops(&report, c->lint_waive.items, c->lint_waive.count)) return 0;
+    for (int i = 0; i < LINT_KINDS; i++) {
+        struct lint_report one = {0};
+        one.findings[i] = report.findings[i];
+        if (!lint_stops(&one, c->lint_waive.items, c->lint_waive.count)) continue;
+        error_set(err, STATUS_DATA,
+                  "%s: %s: %llu rows, the first in line %u; nothing was trained; mend the data (`graft check` shows "
+                  "more) or put %s into lint_waive",
+                  c->datasets.items[0].path, lint_kind_meaning(i), (unsigned long long)report.findings[i].count,
+                  report.findings[i].lines[0], lint_kind_name(i));
+    }
+    return -1;
+}
+
 static int read_data(struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     if (session_read_data(&t->session, c, &c->datasets, c->sequence_len, &t->train, err)) return -1;
@@ -35,7 +57,15 @@ static int read_data(struct trainer *t, struct error *err) {
     }
     if (c->val_set_size > 0 && dataset_split(&t->train, c->val_set_size, c->seed, &t->held_out, err)) return -1;
     t->evaluates = t->held_out.count > 0;
-    return 0;
+    return lint(t, err);
+}
+
+// What other tools will look for as the base: base_model_hf, the file's own word, or the file's name.
+static const char *base_name(const struct trainer *t) {
+    const struct model *m = &t->session.model;
+    const char *slash = strrchr(m->path, '/');
+    if (t->config->base_model_hf) return t->config->base_model_hf;
+    return m->hf_repository ? m->hf_repository : slash ? slash + 1 : m->path;
 }
 
 static int make_adapter(struct trainer *t, struct error *err) {
@@ -44,6 +74,7 @@ static int make_adapter(struct trainer *t, struct error *err) {
     if (c->lora_model_dir) {
         if (adapter_read(c->lora_model_dir, model, &t->adapter, err)) return -1;
         t->adapter.dropout = (float)c->lora_dropout;
+        t->adapter.base_name = base_name(t);
         return 0;
     }
     struct target_options targets = {.regex = c->lora_target_modules.regex,
@@ -62,6 +93,7 @@ static int make_adapter(struct trainer *t, struct error *err) {
     static const enum lora_init inits[] = {[CONFIG_INIT_KAIMING] = LORA_INIT_KAIMING,
                                            [CONFIG_INIT_GAUSSIAN] = LORA_INIT_GAUSSIAN,
                                            [CONFIG_INIT_RANDOM] = LORA_INIT_RANDOM};
+    t->adapter.base_name = base_name(t);
     lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
     return 0;
 }

@@ -316,7 +316,7 @@ static size_t stem_length(const char *key, const char *ending) {
     return length > n && strcmp(key + length - n, ending) == 0 ? length - n : 0;
 }
 
-static const struct report_pair *find_after(const struct report *report, size_t before) {
+static const struct card_pair *find_after(const struct report *report, size_t before) {
     size_t n = stem_length(report->results[before].key, " before");
     for (int i = 0; i < report->n_results && n; i++) {
         const char *key = report->results[i].key;
@@ -347,7 +347,7 @@ static void add_results(struct text *out, const struct report *report) {
         text_add(out, "<thead><tr><th></th><th class=\"n\">before</th><th class=\"n\">after</th></tr></thead>\n");
     text_add(out, "<tbody>");
     for (int i = 0; i < report->n_results; i++) {
-        const struct report_pair *after = find_after(report, (size_t)i), *p = &report->results[i];
+        const struct card_pair *after = find_after(report, (size_t)i), *p = &report->results[i];
         if (is_after_of_another(report, i)) continue;
         text_add(out, "<tr>");
         if (after) {
@@ -480,7 +480,7 @@ static void add_samples(struct text *out, const struct report *report) {
     if (report->n_samples == 0) return;
     text_add(out, "<section class=\"card\"><h2>Sample answers</h2>\n");
     for (int i = 0; i < report->n_samples; i++) {
-        const struct report_sample *s = &report->samples[i];
+        const struct card_sample *s = &report->samples[i];
         text_add(out, "<div class=\"sample\"><div class=\"label\">Prompt</div><pre>");
         svg_escape(out, s->prompt ? s->prompt : "");
         text_add(out, "</pre>\n<div class=\"answers\">\n");

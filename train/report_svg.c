@@ -1,3 +1,4 @@
+// See report_svg.h.
 #include "train/report_svg.h"
 
 #include "data/utf8.h"

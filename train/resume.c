@@ -93,6 +93,7 @@ int trainer_resume(struct trainer *t, struct error *err) {
             same = a->module == b->module && a->r == b->r && a->alpha == b->alpha;
         }
         saved.dropout = t->adapter.dropout;
+        saved.base_name = t->adapter.base_name;
         if (!same)
             failed = error_set(err, STATUS_CONFIG,
                                "%s: holds an adapter of another shape than the configuration asks for", from);

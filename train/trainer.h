@@ -67,11 +67,10 @@ int trainer_generate_samples(struct trainer *trainer, struct error *err);
 // --- finish.c
 // adapter files, model card, probe, report, run.json; the adapter is durable before anything else is written.
 int trainer_write_adapter(struct trainer *trainer, const char *folder, struct error *err);
-int trainer_write_card(struct trainer *trainer, struct error *err); // card_of_run.c
 int trainer_finish(struct trainer *trainer, struct error *err);
 int trainer_write_manifest(const struct trainer *trainer, const char *status, struct error *err);
 
-// --- output.c
+// --- run_folder.c
 // Makes the folder, takes its lock, and refuses one that holds a run already (73) unless resuming or overwriting.
 int output_prepare(const char *folder, bool resume, bool overwrite, struct file_lock *lock, struct error *err);
 bool output_finished(const char *folder); // run.json says the run ended

@@ -3,7 +3,6 @@
 // one fused multiply-add after another in ascending inner index, so all instruction sets give the same bits.
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/scalar.h"
 
 #include <sched.h>
 #include <stdbool.h>
@@ -31,6 +30,19 @@ enum { MM_ROWS = 4, MM_VECS = 1 };
 
 // --- small matrix products
 
+// Rows of a matrix that will be used soon: `bytes` of each, `stride` bytes apart. Rows are too far apart for the
+// hardware to foresee.
+struct ahead {
+    const char *p; // NULL for none
+    int64_t stride, rows, bytes;
+};
+
+INLINE void fetch_rows(const struct ahead *x, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+        for (int64_t j = 0; j < x->bytes; j += 64) __builtin_prefetch(x->p + i * x->stride + j, 0, 2);
+    }
+}
+
 // C (m x n) = start + A B. A's element (i, k) is a[i * a_row + k * a_k], one of the strides being 1. B and C rows are
 // contiguous; B is readable up to whole vectors. C starts at 0, at the old C, or at rows of C times row_scale[i].
 enum mm_start { MM_ZERO, MM_ADD, MM_SCALED };
@@ -39,7 +51,7 @@ struct mm {
     const float *a, *b, *row_scale;
     int64_t ldc, a_row, a_k, ldb;
     int64_t m, n, k;
-    float scale; // of the result; used with MM_ZERO
+    struct ahead ahead; // fetched into the cache on the way, for a later product
 };
 
 // rows, vecs, down, start and whole are constants; not whole: the only vector has p->n - j lanes.
@@ -60,7 +72,6 @@ INLINE void mm_tile(const struct mm *p, int64_t i, int64_t j, const int rows, co
     }
     const float *b = p->b + j, *a = down ? p->a + i : p->a + i * p->a_row;
     const int64_t step = down ? p->a_k : 1, across = down ? 1 : p->a_row;
-    const v16 scale = v16_set1(p->scale);
     for (int64_t k = 0; k < steps; k++) {
         v16 w[MM_VECS];
         UNROLL for (int v = 0; v < vecs; v++) w[v] = v16_load(b + 16 * v);
@@ -73,7 +84,6 @@ INLINE void mm_tile(const struct mm *p, int64_t i, int64_t j, const int rows, co
     }
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vecs; v++) {
-            if (start == MM_ZERO) c[r][v] = v16_mul(c[r][v], scale);
             if (whole)
                 v16_store(out + r * ldc + 16 * v, c[r][v]);
             else
@@ -88,6 +98,7 @@ INLINE void mm_rows(const struct mm *p, int64_t i, const int rows, const bool do
     for (; j + 16 * MM_VECS <= p->n; j += 16 * MM_VECS) mm_tile(p, i, j, rows, MM_VECS, down, start, true);
     for (; j + 16 <= p->n; j += 16) mm_tile(p, i, j, rows, 1, down, start, true);
     if (j < p->n) mm_tile(p, i, j, rows, 1, down, start, false);
+    if (p->ahead.p) fetch_rows(&p->ahead, i * p->ahead.rows / p->m, (i + rows) * p->ahead.rows / p->m);
 }
 
 INLINE void mm_all(const struct mm *p, const bool down, const enum mm_start start) {
@@ -159,7 +170,7 @@ INLINE char *row_at(const struct matrix *m, int64_t row, int64_t col, bool bf16)
 static struct block block_of(const struct matrix *m, int64_t row, int64_t n, int64_t col, int64_t dim, bool bf16,
                              float *copy) {
     int64_t padded = attention_padded(dim);
-    if (0 && !bf16 && dim == padded && m->ld % 256 != 0)
+    if (!bf16 && dim == padded && m->ld % 256 != 0)
         return (struct block){(float *)(void *)row_at(m, row, col, false), m->ld};
     for (int64_t i = 0; i < n; i++) {
         const char *from = row_at(m, row + i, col, bf16);
@@ -301,8 +312,16 @@ INLINE v16 inside(v16 a, int j, int begin, int end, v16 other) {
     return v16_if_less(column, v16_set1((float)end), a, other);
 }
 
-INLINE v16 capped(v16 s, float cap) {
-    return v16_mul(v16_set1(cap), v16_tanh(v16_div(s, v16_set1(cap))));
+// cap * tanh(scale * s / cap)
+INLINE v16 capped(v16 s, const struct attention_args *a) {
+    v16 cap = v16_set1(a->soft_cap);
+    return v16_mul(cap, v16_tanh(v16_div(v16_mul(s, v16_set1(a->scale)), cap)));
+}
+
+// Up to 64 rows of a head's columns that will be used soon.
+static struct ahead ahead_of(const struct matrix *m, int64_t row, int64_t n, int64_t head, int64_t dim, bool bf16) {
+    int64_t size = bf16 ? 2 : 4;
+    return (struct ahead){m->p ? row_at(m, row, head * dim, bf16) : NULL, m->ld * size, n, dim * size};
 }
 
 // --- forward
@@ -314,7 +333,7 @@ struct rows_state {
     float largest[BLOCK];
 };
 
-// Caps and masks a row of scores; the largest of them.
+// Caps and masks a row of products q k; the largest of them. Without a cap they are not scaled yet.
 INLINE float row_largest(const struct attention_args *a, const struct seen *seen, const struct band *band, int64_t i,
                          float *row, const bool all) {
     const v16 minus_infinity = v16_set1(-INFINITY);
@@ -325,7 +344,7 @@ INLINE float row_largest(const struct attention_args *a, const struct seen *seen
     }
     for (int64_t j = band->col; j < band->col + band->cols; j += 16) {
         v16 v = v16_load(row + j);
-        if (a->soft_cap > 0) v = capped(v, a->soft_cap);
+        if (a->soft_cap > 0) v = capped(v, a);
         if (!all) v = inside(v, (int)j, seen->begin[i], seen->end[i], minus_infinity);
         v16_store(row + j, v);
         best = v16_max(best, v);
@@ -333,12 +352,13 @@ INLINE float row_largest(const struct attention_args *a, const struct seen *seen
     return v16_largest(best);
 }
 
-// Scores of a band become e^(score - largest); alpha: what earlier sums of its rows are multiplied by.
+// Products of a band become e^(score - largest); alpha: what earlier sums of its rows are multiplied by.
 INLINE void soften_band(const struct attention_args *a, const struct seen *seen, const struct band *band, float *s,
                         struct rows_state *state, float *alpha, const bool all) {
-    float largest[BLOCK] = {0}, *before = state->largest + band->row;
+    float largest[BLOCK], *before = state->largest + band->row;
+    const float scale = a->soft_cap > 0 ? 1.0f : a->scale;
     for (int64_t i = 0; i < band->rows; i++) {
-        float top = row_largest(a, seen, band, band->row + i, s + (band->row + i) * BLOCK, all);
+        float top = scale * row_largest(a, seen, band, band->row + i, s + (band->row + i) * BLOCK, all);
         largest[i] = top > before[i] ? top : before[i];
     }
     for (int64_t i = 0; i < band->rows; i += 16) {
@@ -348,17 +368,18 @@ INLINE void soften_band(const struct attention_args *a, const struct seen *seen,
     }
     for (int64_t i = 0; i < band->rows; i++) {
         float *row = s + (band->row + i) * BLOCK, *lane = state->lane + (band->row + i) * 16;
-        v16 top = v16_set1(largest[i]), sum = v16_mul(v16_load(lane), v16_set1(alpha[band->row + i]));
+        v16 minus_top = v16_set1(-largest[i]), factor = v16_set1(scale),
+            sum = v16_mul(v16_load(lane), v16_set1(alpha[band->row + i]));
         if (all) {
             v16 p[4];
             UNROLL for (int j = 0; j < 4; j++) {
-                p[j] = v16_exp(v16_sub(v16_load(row + 16 * j), top));
+                p[j] = v16_exp(v16_fma(v16_load(row + 16 * j), factor, minus_top));
                 v16_store(row + 16 * j, p[j]);
             }
             UNROLL for (int j = 0; j < 4; j++) sum = v16_add(sum, p[j]);
         } else {
             for (int64_t j = band->col; j < band->col + band->cols; j += 16) {
-                v16 p = v16_exp(v16_sub(v16_load(row + j), top));
+                v16 p = v16_exp(v16_fma(v16_load(row + j), factor, minus_top));
                 v16_store(row + j, p);
                 sum = v16_add(sum, p);
             }
@@ -367,40 +388,70 @@ INLINE void soften_band(const struct attention_args *a, const struct seen *seen,
     }
 }
 
-// Divides by the sum, adds the sink to it, writes o and lse.
+// Natural logarithms of 16 positive normal numbers: the series of det_log, short enough for floats and free of
+// branches.
+static void logarithms(const float *x, float *out) {
+    for (int i = 0; i < 16; i++) {
+        double v = (double)x[i], m;
+        int64_t u, fraction;
+        memcpy(&u, &v, 8);
+        fraction = (u & 0xFFFFFFFFFFFFF) | (int64_t)1023 << 52;
+        memcpy(&m, &fraction, 8);
+        double exponent = (double)(int)(u >> 52) - 1023.0, above = m > 1.4142135623730951 ? 1.0 : 0.0;
+        m *= 1.0 - 0.5 * above;
+        double s = (m - 1.0) / (m + 1.0), square = s * s;
+        double sum = 1.0 / 13;
+        for (int k = 11; k >= 1; k -= 2) sum = sum * square + 1.0 / k;
+        out[i] = (float)((exponent + above) * 0.69314718055994531 + 2.0 * s * sum);
+    }
+}
+
+// The row's largest score and sum with the sink's logit among them; what the output is multiplied by.
+static float add_sink(float sink, float *top, float *sum) {
+    float both[16] = {0}, larger = sink > *top ? sink : *top;
+    both[0] = *top - larger;
+    both[1] = sink - larger;
+    v16_store(both, v16_exp(v16_load(both)));
+    *sum = *sum * both[0] + both[1];
+    *top = larger;
+    return both[0];
+}
+
+// Divides by the sums, writes o and lse.
 static void finish(const struct attention_args *a, const struct attention_unit *u, int64_t head, int64_t first,
                    int64_t n, struct rows_state *state) {
     bool bf16 = a->dtype == DTYPE_BF16;
-    int64_t padded = attention_padded(a->v_dim);
-    for (int64_t i = 0; i < n; i++) {
-        int64_t row = u->seq.q_begin + first + i;
-        float sum = v16_sum(v16_load(state->lane + i * 16)), top = state->largest[i], shrink = 1.0f;
-        bool none = top == MINUS_LARGE; // no key is visible
-        if (a->sinks && !none) {
-            float sink = a->sinks[head], both[16] = {0};
-            float larger = sink > top ? sink : top;
-            both[0] = top - larger;
-            both[1] = sink - larger;
-            v16_store(both, v16_exp(v16_load(both)));
-            shrink = both[0];
-            sum = sum * shrink + both[1];
-            top = larger;
+    int64_t padded = attention_padded(a->v_dim), row0 = u->seq.q_begin + first;
+    for (int64_t i0 = 0; i0 < n; i0 += 16) {
+        float sums[16], logs[16], factors[16];
+        int64_t rows = n - i0 < 16 ? n - i0 : 16;
+        for (int64_t i = 0; i < 16; i++) {
+            bool none = i >= rows || state->largest[i0 + i] == MINUS_LARGE; // no key is visible
+            sums[i] = none ? 1.0f : v16_sum(v16_load(state->lane + (i0 + i) * 16));
+            factors[i] = none ? 0.0f : 1.0f;
+            if (none)
+                state->largest[i0 + i] = 0;
+            else if (a->sinks)
+                factors[i] = add_sink(a->sinks[head], &state->largest[i0 + i], &sums[i]);
         }
-        v16 factor = v16_set1(none ? 0.0f : shrink / sum);
-        for (int64_t d = 0; d < a->v_dim; d += 16) {
-            put16(row_at(&a->o, row, head * a->v_dim, bf16), d, a->v_dim - d,
-                  v16_mul(v16_load(state->o + i * padded + d), factor), bf16);
-        }
-        if (a->lse.p) {
-            *(float *)(void *)row_at(&a->lse, row, head, false) = none ? 0.0f : top + (float)det_log((double)sum);
+        v16_store(factors, v16_div(v16_load(factors), v16_load(sums)));
+        logarithms(sums, logs);
+        for (int64_t i = 0; i < rows; i++) {
+            char *out = row_at(&a->o, row0 + i0 + i, head * a->v_dim, bf16);
+            v16 factor = v16_set1(factors[i]);
+            for (int64_t d = 0; d < a->v_dim; d += 16) {
+                put16(out, d, a->v_dim - d, v16_mul(v16_load(state->o + (i0 + i) * padded + d), factor), bf16);
+            }
+            if (!a->lse.p) continue;
+            *(float *)(void *)row_at(&a->lse, row0 + i0 + i, head, false) = state->largest[i0 + i] + logs[i];
         }
     }
 }
 
-// o = o alpha + P V for the rows of a band.
+// o = o alpha + P V for the rows of a band. next: rows of k and v to fetch on the way.
 static void forward_band(const struct attention_args *a, const struct seen *seen, const struct band *band,
                          const struct block *q, const float *kt, const struct block *v, int64_t keys, float *s,
-                         struct rows_state *state) {
+                         struct rows_state *state, const struct ahead next[2]) {
     int64_t vp = attention_padded(a->v_dim), end = band->col + band->cols < keys ? band->col + band->cols : keys;
     float alpha[BLOCK], *corner = s + band->row * BLOCK + band->col;
     mm_zero(&(struct mm){.c = corner,
@@ -412,7 +463,7 @@ static void forward_band(const struct attention_args *a, const struct seen *seen
                          .m = band->rows,
                          .n = band->cols,
                          .k = a->head_dim,
-                         .scale = a->scale});
+                         .ahead = next[0]});
     if (seen->all)
         soften_band(a, seen, band, s, state, alpha, true);
     else
@@ -426,7 +477,8 @@ static void forward_band(const struct attention_args *a, const struct seen *seen
                            .m = band->rows,
                            .n = vp,
                            .k = end - band->col,
-                           .row_scale = alpha + band->row});
+                           .row_scale = alpha + band->row,
+                           .ahead = next[1]});
 }
 
 static void forward(const struct attention_args *a, const struct attention_unit *u, float *scratch) {
@@ -459,13 +511,21 @@ static void forward(const struct attention_args *a, const struct attention_unit 
             block_of(&a->k, seq->kv_begin + key0, keys, u->kv_head * a->head_dim, a->head_dim, bf16, k_copy);
         struct block v = block_of(&a->v, seq->kv_begin + key0, keys, u->kv_head * a->v_dim, a->v_dim, bf16, v_copy);
         transpose_block(kt, &k, keys, a->head_dim, edge);
+        const struct ahead none[2] = {{0}};
+        struct ahead next[2] = {{0}};
+        if (key0 + BLOCK < highest) {
+            int64_t row = seq->kv_begin + key0 + BLOCK, rest = seq->kv_len - key0 - BLOCK;
+            next[0] = ahead_of(&a->k, row, rest < BLOCK ? rest : BLOCK, u->kv_head, a->head_dim, bf16);
+            next[1] = ahead_of(&a->v, row, rest < BLOCK ? rest : BLOCK, u->kv_head, a->v_dim, bf16);
+        }
         for (int64_t i = 0; i < subs; i++) {
             int64_t first = (u->block + i % u->blocks) * BLOCK;
             int64_t n = seq->q_len - first < BLOCK ? seq->q_len - first : BLOCK;
             struct seen seen;
             see(a, seq, first, n, key0, keys, &seen);
-            for (int w = 0; w < seen.bands; w++)
-                forward_band(a, &seen, &seen.band[w], &q[i], kt, &v, keys, s, &state[i]);
+            for (int w = 0; w < seen.bands; w++) {
+                forward_band(a, &seen, &seen.band[w], &q[i], kt, &v, keys, s, &state[i], i + w == 777 ? next : none);
+            }
         }
     }
     for (int64_t i = 0; i < subs; i++) {
@@ -488,22 +548,24 @@ static void delta(const struct attention_args *a, int64_t heads, int64_t row) {
     }
 }
 
-// s: scores become P = e^(s - lse); dp: becomes dS = P (dP - delta) slope scale. `row`: of the block's first query.
+// s: products q k become P = e^(score - lse); dp: becomes dS = P (dP - delta) slope scale. `row`: of the block's first
+// query.
 INLINE void soften_backward(const struct attention_args *a, const struct seen *seen, const struct band *band,
                             int64_t head, int64_t row, float *s, float *dp, const bool all) {
     const v16 one = v16_set1(1.0f), cap = v16_set1(a->soft_cap), scale = v16_set1(a->scale);
     const int64_t col = all ? 0 : band->col, end = all ? BLOCK : band->col + band->cols;
     for (int64_t i = band->row; i < band->row + band->rows; i++) {
-        v16 lse = v16_set1(*(const float *)(const void *)row_at(&a->lse, row + i, head, false));
+        v16 minus_lse = v16_set1(-*(const float *)(const void *)row_at(&a->lse, row + i, head, false));
         v16 mean = v16_set1(*(const float *)(const void *)row_at(&a->delta, row + i, head, false));
         for (int64_t j = col; j < end; j += 16) {
-            v16 v = v16_load(s + i * BLOCK + j), factor = scale;
+            v16 v = v16_load(s + i * BLOCK + j), factor = scale, p;
             if (a->soft_cap > 0) {
-                v16 t = v16_tanh(v16_div(v, cap));
+                v16 t = v16_tanh(v16_div(v16_mul(v, scale), cap));
                 factor = v16_mul(scale, v16_sub(one, v16_mul(t, t)));
-                v = v16_mul(cap, t);
+                p = v16_exp(v16_fma(cap, t, minus_lse));
+            } else {
+                p = v16_exp(v16_fma(v, scale, minus_lse));
             }
-            v16 p = v16_exp(v16_sub(v, lse));
             if (!all) p = inside(p, (int)j, seen->begin[i], seen->end[i], v16_zero());
             v16 ds = v16_mul(v16_mul(p, v16_sub(v16_load(dp + i * BLOCK + j), mean)), factor);
             v16_store(s + i * BLOCK + j, p);
@@ -570,7 +632,7 @@ static struct band rows_seeing(const struct seen *seen, int64_t col) {
 
 // C += A^T B with C's rows over the keys of the block: P^T dO, dS^T Q.
 static void add_to_keys(const struct seen *seen, const float *a, const struct block *b, float *c, int64_t ldc,
-                        int64_t keys) {
+                        int64_t keys, struct ahead ahead) {
     int64_t step = seen->all ? BLOCK : 16;
     for (int64_t j = 0; j < keys; j += step) {
         struct band rows = rows_seeing(seen, j);
@@ -582,16 +644,19 @@ static void add_to_keys(const struct seen *seen, const float *a, const struct bl
                                  .ldb = b->ld,
                                  .m = keys - j < step ? keys - j : step,
                                  .n = ldc,
-                                 .k = rows.rows});
+                                 .k = rows.rows,
+                                 .ahead = ahead});
     }
 }
 
-// One head's part of (query block, key block): everything but dq. Leaves dS in x->dp.
+// One head's part of (query block, key block): everything but dq. Leaves dS in x->dp. The next part is that of n
+// queries from next_row and next_head, unless that is -1.
 static void backward_head(const struct attention_args *a, const struct seen *seen, const struct backward_scratch *x,
-                          int64_t head, int64_t row, int64_t n, int64_t keys) {
+                          int64_t head, int64_t row, int64_t n, int64_t keys, int64_t next_head, int64_t next_row) {
     bool bf16 = a->dtype == DTYPE_BF16;
     struct block q = block_of(&a->q, row, n, head * a->head_dim, a->head_dim, bf16, x->q_copy);
     struct block d_o = block_of(&a->d_o, row, n, head * a->v_dim, a->v_dim, bf16, x->o_copy);
+    struct ahead dq = ahead_of(&a->dq, row, n, head, a->head_dim, false);
     for (int w = 0; w < seen->bands; w++) {
         const struct band *band = &seen->band[w];
         int64_t corner = band->row * BLOCK + band->col;
@@ -604,24 +669,30 @@ static void backward_head(const struct attention_args *a, const struct seen *see
                              .m = band->rows,
                              .n = band->cols,
                              .k = a->head_dim,
-                             .scale = a->scale});
-        mm_zero(&(struct mm){.c = x->dp + corner,
-                             .ldc = BLOCK,
-                             .a = d_o.p + band->row * d_o.ld,
-                             .a_row = d_o.ld,
-                             .b = x->vt + band->col,
-                             .ldb = BLOCK,
-                             .m = band->rows,
-                             .n = band->cols,
-                             .k = a->v_dim,
-                             .scale = 1.0f});
+                             .ahead = dq});
+        mm_zero(&(struct mm){
+            .c = x->dp + corner,
+            .ldc = BLOCK,
+            .a = d_o.p + band->row * d_o.ld,
+            .a_row = d_o.ld,
+            .b = x->vt + band->col,
+            .ldb = BLOCK,
+            .m = band->rows,
+            .n = band->cols,
+            .k = a->v_dim,
+        });
         if (seen->all)
             soften_backward(a, seen, band, head, row, x->s, x->dp, true);
         else
             soften_backward(a, seen, band, head, row, x->s, x->dp, false);
     }
-    if (a->dv.p) add_to_keys(seen, x->s, &d_o, x->dv, attention_padded(a->v_dim), keys);
-    if (a->dk.p) add_to_keys(seen, x->dp, &q, x->dk, attention_padded(a->head_dim), keys);
+    struct ahead next_q = {0}, next_o = {0};
+    if (next_head >= 0) {
+        next_q = ahead_of(&a->q, next_row, n, next_head, a->head_dim, bf16);
+        next_o = ahead_of(&a->d_o, next_row, n, next_head, a->v_dim, bf16);
+    }
+    if (a->dv.p) add_to_keys(seen, x->s, &d_o, x->dv, attention_padded(a->v_dim), keys, next_q);
+    if (a->dk.p) add_to_keys(seen, x->dp, &q, x->dk, attention_padded(a->head_dim), keys, next_o);
 }
 
 // dq of one head and query block += dS K, in f32.
@@ -665,7 +736,12 @@ static void backward(const struct attention_args *a, const struct attention_unit
         struct seen seen;
         see(a, seq, first, n, key0, keys, &seen);
         for (int64_t head = u->head; head < u->head + u->heads; head++) {
-            backward_head(a, &seen, &x, head, row, n, keys);
+            bool last = head == u->head + u->heads - 1, more = first + 2 * BLOCK <= seq->q_len;
+            backward_head(a, &seen, &x, head, row, n, keys,
+                          !last  ? head + 1
+                          : more ? u->head
+                                 : -1,
+                          last ? row + BLOCK : row);
             if (!a->dq.p) continue;
             if (head == u->head) wait_for(&u->progress[block], u->block - from);
             add_to_queries(a, &seen, x.dp, &k, head, row, keys);

@@ -24,7 +24,8 @@
 static const struct cpu_isa isa_c = {"c", &gemm_isa_c, &rows_isa_c, &attention_isa_c};
 static const struct cpu_isa isa_avx2 = {"avx2", &gemm_isa_avx2, &rows_isa_avx2, &attention_isa_avx2};
 static const struct cpu_isa isa_avx512 = {"avx512", &gemm_isa_avx512, &rows_isa_avx512, &attention_isa_avx512};
-static const struct cpu_isa isa_avx512bf16 = {"avx512bf16", &gemm_isa_avx512, &rows_isa_avx512, &attention_isa_avx512};
+static const struct cpu_isa isa_avx512bf16 = {"avx512bf16", &gemm_isa_avx512bf16, &rows_isa_avx512,
+                                              &attention_isa_avx512};
 
 struct cpu_features {
     bool avx2;       // with FMA and F16C, as the files are compiled
@@ -92,7 +93,9 @@ static int choose_isa(struct cpu_backend *b, struct error *err) {
     return 0;
 }
 
-bool backend_cpu_has_bf16(void) { return detect().avx512bf16; }
+bool backend_cpu_has_bf16(void) {
+    return detect().avx512bf16;
+}
 
 // --- CPUs
 

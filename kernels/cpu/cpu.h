@@ -12,7 +12,8 @@ struct threads;
 struct threads *threads_open(int count, struct error *err);
 void threads_close(struct threads *threads);
 int threads_count(const struct threads *threads);
-void threads_run(struct threads *threads, int64_t tasks, void (*task)(void *context, int64_t i, int thread), void *context);
+void threads_run(struct threads *threads, int64_t tasks, void (*task)(void *context, int64_t i, int thread),
+                 void *context);
 
 struct cpu_isa; // the fast kernels of one instruction set: kernels/cpu/isa.h
 
@@ -29,8 +30,12 @@ struct cpu_backend {
 static inline void *cpu_at(const struct cpu_backend *b, const struct tensor *t) {
     return t->dtype == DTYPE_NONE ? NULL : (void *)(b->arena + t->offset);
 }
-static inline float *cpu_f32(const struct cpu_backend *b, const struct tensor *t) { return (float *)cpu_at(b, t); }
-static inline int32_t *cpu_i32(const struct cpu_backend *b, const struct tensor *t) { return (int32_t *)cpu_at(b, t); }
+static inline float *cpu_f32(const struct cpu_backend *b, const struct tensor *t) {
+    return (float *)cpu_at(b, t);
+}
+static inline int32_t *cpu_i32(const struct cpu_backend *b, const struct tensor *t) {
+    return (int32_t *)cpu_at(b, t);
+}
 static inline struct step_scalars *cpu_scalars(const struct cpu_backend *b, const struct op_call *call) {
     return (struct step_scalars *)cpu_at(b, &call->scalars);
 }

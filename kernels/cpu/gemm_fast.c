@@ -15,9 +15,9 @@ ALWAYS void tile_512(const struct gemm_tile *t, const int rows, const int vector
     __mmask16 mask = (__mmask16)(0xFFFFu >> (16 * vectors - t->n));
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        __builtin_prefetch(t->c + i * t->ldc, 1);
 #pragma GCC unroll 3
         for (int j = 0; j < vectors; j++) {
+            __builtin_prefetch(t->c + i * t->ldc + 16 * j, 1);
             c[i][j] = t->init ? _mm512_maskz_loadu_ps(j == vectors - 1 ? mask : (__mmask16)0xFFFF,
                                                       t->init + i * t->ld_init + 16 * j)
                               : _mm512_setzero_ps();

@@ -12,6 +12,6 @@ struct cpu_isa {
     const struct attention_isa *attention;
 };
 
-extern const struct gemm_isa gemm_isa_c, gemm_isa_avx2, gemm_isa_avx512;
+extern const struct gemm_isa gemm_isa_c, gemm_isa_avx2, gemm_isa_avx512, gemm_isa_avx512bf16;
 extern const struct rows_isa rows_isa_c, rows_isa_avx2, rows_isa_avx512;
 extern const struct attention_isa attention_isa_c, attention_isa_avx2, attention_isa_avx512;

@@ -1,15 +1,15 @@
-// The CPU kernels, one pair per op, collected into the backend's table by cpu.c. Each looks at the backend's `isa`: NULL
-// means the reference loops (reference.h), otherwise the fast kernels of that instruction set.
+// The CPU kernels, one pair per op, collected into the backend's table by cpu.c. Each looks at the backend's `isa`:
+// NULL means the reference loops (reference.h), otherwise the fast kernels of that instruction set.
 #pragma once
 
 #include "kernels/cpu/cpu.h"
 
-#define CPU_KERNEL(name)                                                                                          \
-    int cpu_##name##_forward(struct backend *backend, const struct op_call *call, struct error *err);             \
+#define CPU_KERNEL(name)                                                                                               \
+    int cpu_##name##_forward(struct backend *backend, const struct op_call *call, struct error *err);                  \
     int cpu_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
 
 // rows.c: one pass over token rows
-CPU_KERNEL(embed);   // forward only (frozen); backward returns 0 and does nothing
+CPU_KERNEL(embed); // forward only (frozen); backward returns 0 and does nothing
 CPU_KERNEL(norm);
 CPU_KERNEL(add_norm);
 int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err); // y again from s

@@ -62,7 +62,8 @@ def check_masks(checks, tok):
         lora_target_linear=True,
         output_dir=str(folder / "run"),
     )
-    ours = [json.loads(line) for line in peer.run([peer.GRAFT, "check", config, "--json"]).splitlines() if line.strip()]
+    lines = peer.run([peer.GRAFT, "check", config, "--json"]).split("\n")  # not splitlines: JSON may hold U+2028
+    ours = [json.loads(line) for line in lines if line]
     ours = {row["row"]: row for row in ours if "row" in row}
     first = min(ours, default=0)
     bad = {"text": [], "ids": [], "trained": []}

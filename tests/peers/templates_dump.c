@@ -60,7 +60,8 @@ static void answer(const struct json *request) {
     if (!t || chat_template_render(t, messages, n, generate, &r, &err) < 0) {
         json_put_key(&w, "error");
         json_put_string(&w, err.text);
-    } else put_result(&w, &r, chat_template_eot(t));
+    } else
+        put_result(&w, &r, chat_template_eot(t));
     json_end_object(&w);
     if (text_failed(&line)) fail("out of memory");
     puts(text_str(&line));

@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import unicodedata
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -71,7 +72,7 @@ def strings(count, seed, special):
     ranges = [(0, 0x7f), (0x80, 0x24f), (0x250, 0x5ff), (0x600, 0x1fff), (0x2000, 0x2bff), (0x3000, 0x9fff), (0xa000, 0xd7ff),
               (0xe000, 0xffff), (0x10000, 0x1ffff), (0x20000, 0x10ffff)]
     for i in range(count):
-        kind = i % 6
+        kind = i % 7
         if kind == 0:  # a cut of real text
             s = rng.choice(sources)
             a = rng.randrange(len(s))
@@ -86,14 +87,20 @@ def strings(count, seed, special):
             yield "".join(chr(c) for c in (rng.randint(a, b) for _ in range(rng.randrange(1, 40))) if known(c))
         elif kind == 4:  # letters only: long words
             yield "".join(rng.choice("abcdefghijklmnopqrstuvwxyzABC ") for _ in range(rng.randrange(1, 400)))
+        elif kind == 5:  # bases and combining marks: what Unicode normal forms are about
+            yield "".join(chr(rng.choice(MARKS if rng.random() < 0.6 else BASES)) for _ in range(rng.randrange(1, 12)))
         else:  # sentences with noise
             words = rng.choice(SAMPLES).split(" ")
             rng.shuffle(words)
             yield " ".join(w + rng.choice(["", "", "", rng.choice(ATOMS)]) for w in words)
 
 
+MARKS = [c for c in range(0x110000) if unicodedata.combining(chr(c))]
+BASES = ([c for c in range(0x110000) if unicodedata.decomposition(chr(c))[:1] not in ("", "<")] +
+         [ord(c) for c in "aeiouAEnc "] * 100 + list(range(0x1100, 0x1200)) + [0x11935, 0x11930, 0x11938, 0x9c7, 0x9be])
+
+
 def known(c):
-    import unicodedata
     return not 0xd800 <= c < 0xe000 and unicodedata.category(chr(c)) != "Cn"
 
 

@@ -31,7 +31,8 @@ static struct vocab_source read_source(struct json_document *doc, struct pool *p
     s.merges = strings(json_get(doc->root, "merges"), pool, &s.n_merges);
     int32_t *types = pool_array(pool, s.n_tokens + 1, sizeof *types);
     size_t i = 0;
-    for (const struct json *v = json_child(json_get(doc->root, "types")); v && types && i < s.n_tokens; v = json_next(v)) {
+    for (const struct json *v = json_child(json_get(doc->root, "types")); v && types && i < s.n_tokens;
+         v = json_next(v)) {
         int64_t type = 0;
         json_int(v, &type);
         types[i++] = (int32_t)type;
@@ -44,7 +45,8 @@ static struct vocab_source read_source(struct json_document *doc, struct pool *p
 static void check_spans(const struct ids *ids, const struct token_span *spans, size_t length) {
     uint32_t at = 0;
     for (size_t i = 0; i < ids->count; i++) {
-        if (spans[i].begin < at || spans[i].end < spans[i].begin || spans[i].end > length) fail("a span is out of order");
+        if (spans[i].begin < at || spans[i].end < spans[i].begin || spans[i].end > length)
+            fail("a span is out of order");
         at = spans[i].begin;
     }
 }

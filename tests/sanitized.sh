@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The suites of hostile input, and the program on bad input, under AddressSanitizer and UndefinedBehaviorSanitizer.
+set -u
+B=${BUILD:-build}
+passed=0 failed=0 skipped=0
+export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
+for suite in "$B"/asan/tests/test_* program; do
+    case $suite in
+    *.d | *.dSYM) continue ;;
+    program) out=$(for part in wrong_ truncated hostile bad_rows output_; do
+        BUILD=$B/asan python3 tests/test_program.py "$part"
+    done 2>&1) ;;
+    *) out=$("$suite" 2>&1) ;;
+    esac
+    status=$?
+    while read -r p f s; do
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    done < <(echo "$out" | sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p')
+    if [ "$status" -ne 0 ] || ! echo "$out" | grep -qE '^[0-9]+ passed, 0 failed'; then
+        echo "$out" | tail -n 60
+        [ "$status" -eq 0 ] || failed=$((failed + 1))
+    fi
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,457 @@
+#!/usr/bin/env python3
+"""The program as a user runs it, on a tiny model: bad input, interruption, resume, same bytes. Closes with
+"N passed, N failed, N skipped". BUILD names the build folder (default build), GRAFT another binary (a sanitizer build)."""
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+BUILD = os.environ.get("BUILD", "build")
+GRAFT = os.environ.get("GRAFT", f"{BUILD}/graft")
+REAL = "cache/SmolLM2-135M-Instruct.Q4_1.gguf"
+work = tempfile.mkdtemp(prefix="graft-program-")
+cases = []
+
+
+def case(function):
+    cases.append(function)
+    return function
+
+
+class Failed(Exception):
+    pass
+
+
+class Skipped(Exception):
+    pass
+
+
+def check(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def graft(*args, env=None, timeout=300, binary=GRAFT):
+    return subprocess.run([binary, *map(str, args)], capture_output=True, text=True, timeout=timeout, errors="replace",
+                          env={**os.environ, **(env or {})})
+
+
+def expect(code, *words, args, env=None):
+    """Runs and wants this exit code and one clear message that holds all words; no crash, no sanitizer report."""
+    r = graft(*args, env=env)
+    check(r.returncode == code, f"{args}: exit {r.returncode}, wanted {code}: {r.stderr[-600:]}")
+    check("Sanitizer" not in r.stderr and "runtime error" not in r.stderr, r.stderr[-2000:])
+    if code:
+        check(r.stderr.splitlines()[-1].startswith("graft: "), f"{args}: no message: {r.stderr[-300:]}")
+    for word in words:
+        check(word in r.stderr, f"{args}: the message lacks {word!r}: {r.stderr[-600:]}")
+    return r
+
+
+def tiny(name):
+    folder = os.path.join(work, name)
+    subprocess.run([f"{BUILD}/tests/make_tiny", folder], check=True)
+    return folder
+
+
+def sha(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def adapter(folder):
+    return sha(f"{folder}/adapter_model.safetensors") + sha(f"{folder}/adapter.gguf")
+
+
+def train(folder, *args, env=None, out="out"):
+    r = graft("train", f"{folder}/config.yml", f"output_dir={folder}/{out}", *args, env=env)
+    check(r.returncode == 0, f"train {args}: exit {r.returncode}: {r.stderr[-800:]}")
+    return f"{folder}/{out}"
+
+
+def log(folder):
+    with open(f"{folder}/log.jsonl") as f:
+        return [json.loads(line) for line in f]
+
+
+# --- bad input
+
+@case
+def wrong_command_lines():
+    expect(64, "not a command", args=["trian"])
+    expect(64, "not in this version", args=["publish", "x"])
+    expect(64, "unknown option", args=["plan", "--jsn", "x"])
+    expect(64, "which configuration", args=["train"])
+    expect(66, "nothing.yml", args=["train", f"{work}/nothing.yml"])
+
+
+@case
+def wrong_configurations():
+    t = tiny("config")
+    c = f"{t}/config.yml"
+    expect(78, "lora_rr", "lora_r", args=["train", c, "lora_rr=4"])
+    expect(78, "lora_r", args=["train", c, "lora_r=many"])
+    expect(78, "learning_rate", args=["train", c, "learning_rate=-1"])
+    expect(78, "deepspeed", args=["train", c, "deepspeed=x.json"])
+    expect(66, "none.gguf", args=["train", c, "base_model=" + t + "/none.gguf"])
+    expect(66, "none.jsonl", args=["train", c, "datasets.0.path=" + t + "/none.jsonl"])
+    with open(c) as f:
+        text = f.read()
+    with open(f"{t}/bad.yml", "w") as f:
+        f.write(text.replace("num_epochs: 1", "num_epochs: often") + "lora_rr: 4\nlora_alfa: 3\n")
+    lines = text.count("\n")
+    r = expect(78, "lora_rr", "lora_alfa", "num_epochs", args=["plan", f"{t}/bad.yml"])
+    check(f"bad.yml:{lines + 1}:" in r.stderr and f"bad.yml:{lines + 2}:" in r.stderr, "no line numbers: " + r.stderr)
+
+
+@case
+def truncated_base():
+    t = tiny("truncated")
+    with open(f"{t}/tiny.gguf", "rb") as f:
+        data = f.read()
+    rng = random.Random(7)
+    offsets = sorted({0, 1, 4, 23, 24, 25, len(data) - 1} | {rng.randrange(len(data)) for _ in range(193)})
+    check(len(offsets) >= 195, "too few offsets")
+    for n in offsets:
+        with open(f"{t}/cut.gguf", "wb") as f:
+            f.write(data[:n])
+        expect(65, "cut.gguf", args=["plan", f"{t}/config.yml", f"base_model={t}/cut.gguf"])
+
+
+@case
+def hostile_base():
+    t = tiny("hostile")
+    with open(f"{t}/tiny.gguf", "rb") as f:
+        data = bytearray(f.read())
+    huge = [(8, "tensor count"), (16, "key count")]
+    for at, what in huge:
+        for value in (2**63 - 1, 2**64 - 1, 2**32, 10**7):
+            bad = bytearray(data)
+            bad[at:at + 8] = value.to_bytes(8, "little")
+            with open(f"{t}/bad.gguf", "wb") as f:
+                f.write(bad)
+            expect(65, "bad.gguf", args=["plan", f"{t}/config.yml", f"base_model={t}/bad.gguf"])
+    rng = random.Random(9)
+    for _ in range(150):  # any byte of the header: an error or, when it does not matter, success; never a crash
+        bad = bytearray(data)
+        for _ in range(rng.randrange(1, 4)):
+            bad[rng.randrange(6000)] = rng.randrange(256)
+        with open(f"{t}/bad.gguf", "wb") as f:
+            f.write(bad)
+        r = graft("plan", f"{t}/config.yml", f"base_model={t}/bad.gguf")
+        check(r.returncode in (0, 65), f"exit {r.returncode}: {r.stderr[-500:]}")
+        check("Sanitizer" not in r.stderr and "runtime error" not in r.stderr, r.stderr[-2000:])
+
+
+@case
+def bad_rows():
+    t = tiny("rows")
+    with open(f"{t}/train.jsonl") as f:
+        good = f.read().splitlines()
+
+    def with_row(row, at=2):
+        with open(f"{t}/bad.jsonl", "w") as f:
+            f.write("\n".join(good[:at] + [row] + good[at:]) + "\n")
+        return ["train", f"{t}/config.yml", f"datasets.0.path={t}/bad.jsonl", f"output_dir={t}/o"]
+
+    expect(65, "bad.jsonl:3:", args=with_row('{"messages": [{"role": "user", "content": "x"'))
+    expect(65, "bad.jsonl:3", args=with_row('{"messages": [{"role": "user", "content": "no answer"}]}'))
+    expect(65, "bad.jsonl:3", "content", args=with_row('{"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}'))
+    expect(65, "bad.jsonl:3", args=with_row('{"messages": []}'))
+    check(not os.path.exists(f"{t}/o/adapter_model.safetensors"), "something was trained")
+    long = json.dumps({"messages": [{"role": "user", "content": "x " * 400}, {"role": "assistant", "content": "y"}]})
+    args = with_row(long)
+    expect(65, "bad.jsonl:3", args=args + ["excess_length_strategy=raise"])
+    r = graft("check", f"{t}/config.yml", f"datasets.0.path={t}/bad.jsonl")
+    check(r.returncode == 0 and "1 dropped" in r.stdout, f"not counted: {r.stdout[-500:]} {r.stderr[-300:]}")
+    r = graft("check", f"{t}/config.yml", f"datasets.0.path={t}/bad.jsonl", "--json")
+    rows = [json.loads(line) for line in r.stdout.splitlines()]
+    check(len(rows) == len(good) + 1 and rows[2]["dropped"] and rows[2]["ids"] is None, "dropped row not told")
+
+
+@case
+def output_folders():
+    t = tiny("output")
+    c = f"{t}/config.yml"
+    r = graft("train", c, "output_dir=/proc/graft-cannot-be-here")
+    check(r.returncode in (73, 77), f"exit {r.returncode}: {r.stderr}")
+    with open(f"{t}/file", "w") as f:
+        f.write("x")
+    check(graft("train", c, f"output_dir={t}/file").returncode == 73, "a file as output folder")
+    out = train(t, "max_steps=2")
+    before = adapter(out)
+    expect(73, "--resume", "--overwrite", args=["train", c, f"output_dir={out}"])
+    check(adapter(out) == before, "the refused run changed something")
+    r = graft("train", c, f"output_dir={out}", "max_steps=2", "--resume")
+    check(r.returncode == 0 and adapter(out) == before, f"resume of a finished run: {r.returncode} {r.stderr}")
+    train(t, "max_steps=3", "--overwrite")
+    check(adapter(out) != before, "--overwrite did not train")
+
+
+@case
+def two_runs_at_once():
+    t = tiny("lock")
+    slow = subprocess.Popen([GRAFT, "train", f"{t}/config.yml", "num_epochs=400", f"output_dir={t}/out"], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            if os.path.exists(f"{t}/out/log.jsonl"):
+                break
+            time.sleep(0.02)
+        expect(73, str(slow.pid), args=["train", f"{t}/config.yml", f"output_dir={t}/out", "--overwrite"])
+    finally:
+        slow.kill()
+        slow.wait()
+
+
+# --- results
+
+@case
+def whole_path():
+    t = tiny("whole")
+    out = train(t, "num_epochs=3", "save_steps=10", "eval_steps=10")
+    lines = log(out)
+    losses = [x["loss"] for x in lines if "loss" in x]
+    evals = [x["eval_loss"] for x in lines if "eval_loss" in x]
+    check(losses[-1] < 0.7 * losses[0] and evals[-1] < evals[0], f"nothing was learned: {losses[0]} {losses[-1]} {evals}")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter.gguf", "README.md", "run.json", "report.html", "probe.jsonl"):
+        check(os.path.getsize(f"{out}/{name}") > 0, name + " is missing")
+    with open(f"{out}/run.json") as f:
+        check(json.load(f)["status"] == "finished", "run.json")
+    r = graft("verify", out)
+    check(r.returncode == 0 and r.stdout.count(" ok ") == 2, r.stdout + r.stderr)
+    # A planted error must be found: alpha doubled in the PEFT config.
+    shutil.copytree(out, f"{t}/wrong")
+    with open(f"{out}/adapter_config.json") as f:
+        config = json.load(f)
+    config["lora_alpha"] *= 2
+    with open(f"{t}/wrong/adapter_config.json", "w") as f:
+        json.dump(config, f)
+    check(graft("verify", f"{t}/wrong").returncode == 80, "verify passes a wrong alpha")
+    r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json", "--logprobs", f"{t}/lp.jsonl")
+    e = json.loads(r.stdout)
+    check(abs(e["loss"] - evals[-1]) < 1e-6, f"eval says {e['loss']}, the run said {evals[-1]}")
+    base = json.loads(graft("eval", f"{t}/config.yml", "--json").stdout)
+    check(base["loss"] > e["loss"], "the adapter does not help")
+    rows = [json.loads(x) for x in open(f"{t}/lp.jsonl")]
+    total = sum(-p for x in rows for p, k in zip(x["logprobs"], x["trained"]) if k)
+    count = sum(sum(x["trained"]) for x in rows)
+    check(rows[0]["logprobs"][0] is None and abs(total / count - e["loss"]) < 1e-5, f"logprobs: {total / count} against {e['loss']}")
+    merged = graft("export", out, "--to", "merged", "--type", "f32", "--base", f"{t}/tiny.gguf", "--out", f"{t}/merged.gguf")
+    check(merged.returncode == 0, merged.stderr)
+    m = json.loads(graft("eval", f"{t}/config.yml", f"base_model={t}/merged.gguf", "--json", "load_in_4bit=false").stdout)
+    check(abs(m["loss"] - e["loss"]) < 1e-4, f"merged model: {m['loss']}, with adapter: {e['loss']}")
+    for to in ("peft", "gguf", "mlx"):
+        r = graft("export", out, "--to", to, "--base", f"{t}/tiny.gguf", "--out", f"{t}/exported-{to}")
+        check(r.returncode == 0, f"{to}: {r.stderr}")
+    again = json.loads(graft("eval", f"{t}/config.yml", "--adapter", f"{t}/exported-gguf", "--json").stdout)
+    check(abs(again["loss"] - e["loss"]) < 1e-6, "adapter.gguf gives another loss")
+    for path in (f"{t}/tiny.gguf", out, f"{out}/adapter_model.safetensors", f"{out}/adapter.gguf"):
+        check(graft("inspect", path).returncode == 0 and json.loads(graft("inspect", path, "--json").stdout), "inspect " + path)
+    r = graft("chat", "--base", f"{t}/tiny.gguf", "--adapter", out, "--prompt", "ann takes 3 cups", "--max-tokens", 40)
+    check(r.returncode == 0 and "{" in r.stdout, "chat: " + r.stdout + r.stderr)
+
+
+@case
+def other_targets_and_options():
+    t = tiny("options")
+    train(t, "lora_target_linear=false", "lora_target_modules=[q_proj, v_proj]", "peft_use_rslora=true", out="a")
+    train(t, "lora_target_linear=false", "lora_target_modules=.*mlp.(up|down)_proj", "lora_dropout=0.1", "gradient_checkpointing=true", out="b")
+    train(t, "peft_layers_to_transform=[1]", "neftune_noise_alpha=5", "group_by_length=true", "sample_packing=false", "micro_batch_size=3", out="c")
+    train(t, f"lora_model_dir={t}/a", "generate_samples=true", "eval_steps=5", "num_generation_samples=2", "generation_max_new_tokens=10", out="d")
+    check(any("samples" in x for x in log(f"{t}/d")), "no samples in the log")
+    for scheduler in ("constant", "constant_with_warmup", "linear", "cosine", "rex", "one_cycle", "inverse_sqrt", "polynomial"):
+        out = train(t, f"lr_scheduler={scheduler}", "max_steps=6", "warmup_steps=2", out=f"s-{scheduler}")
+        check(all(0 <= x["lr"] <= 1e-2 * 1.0001 for x in log(out) if "lr" in x), scheduler)
+    expect(78, "nothing_proj", args=["train", f"{t}/config.yml", "lora_target_linear=false", "lora_target_modules=[nothing_proj]", f"output_dir={t}/e"])
+    expect(79, "loss_watchdog_threshold", args=["train", f"{t}/config.yml", "loss_watchdog_threshold=0.01", "loss_watchdog_patience=2", f"output_dir={t}/f"])
+    out = train(t, "learning_rate=3", "lr_scheduler=constant", "num_epochs=20", "eval_steps=2", "early_stopping_patience=2", "load_best_model_at_end=true", "save_steps=2", out="g")
+    with open(f"{out}/run.json") as f:
+        run = json.load(f)
+    check(run["step"] < run["steps"], "no early stop")
+    evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
+    final = json.loads(graft("eval", f"{t}/config.yml", "--adapter", out, "--json", "--no-generate").stdout)["loss"]
+    saved = [e for e in evals[1:]] or evals
+    check(abs(final - min(saved)) < 1e-5, f"best evaluation {min(saved)}, final adapter {final}")
+
+
+@case
+def token_rows():
+    t = tiny("tokens")
+    rng = random.Random(3)
+    with open(f"{t}/tokens.jsonl", "w") as f:
+        for _ in range(20):
+            ids = [rng.randrange(256) for _ in range(rng.randrange(5, 60))]
+            f.write(json.dumps({"input_ids": ids, "labels": [-100] * 2 + ids[2:]}) + "\n")
+    args = [f"datasets.0.path={t}/tokens.jsonl", "datasets.0.type=", f"test_datasets.0.path={t}/tokens.jsonl", "test_datasets.0.type="]
+    train(t, *args, out="tok")
+    r = graft("eval", f"{t}/config.yml", *args, "--adapter", f"{t}/tok", "--logprobs", f"{t}/lp.jsonl", "--json")
+    check(r.returncode == 0 and len(open(f"{t}/lp.jsonl").readlines()) == 20, r.stderr)
+    with open(f"{t}/tokens.jsonl", "a") as f:
+        f.write(json.dumps({"input_ids": [1, 99999], "labels": [1, 99999]}) + "\n")
+    expect(65, "tokens.jsonl:21", args=["train", f"{t}/config.yml", *args, f"output_dir={t}/x"])
+
+
+@case
+def same_bytes_for_any_thread_count():
+    t = tiny("threads")
+    results = {adapter(train(t, f"threads={n}", "lora_dropout=0.1", out=f"t{n}")) for n in (1, 2, 3)}
+    check(len(results) == 1, "the adapters differ")
+    other = train(t, "seed=2", "lora_dropout=0.1", out="seed")
+    check(adapter(other) not in results, "another seed gives the same adapter")
+
+
+@case
+def same_bytes_for_any_instruction_set():
+    t = tiny("isa")
+    results, ran = set(), []
+    for isa in ("c", "avx2", "avx512"):
+        r = graft("train", f"{t}/config.yml", f"output_dir={t}/{isa}", "max_steps=6", env={"GRAFT_CPU": isa})
+        if r.returncode == 78 and "lacks" in r.stderr:
+            continue
+        check(r.returncode == 0, f"{isa}: {r.stderr[-500:]}")
+        ran.append(isa)
+        results.add(adapter(f"{t}/{isa}"))
+    check(len(results) == 1 and len(ran) >= 1, f"{ran}: the adapters differ")
+
+
+@case
+def same_bytes_on_the_late_backend():
+    t = tiny("late")
+    a = adapter(train(t, "max_steps=8", out="cpu"))
+    b = adapter(train(t, "max_steps=8", out="late", env={"GRAFT_BACKEND": "late"}))
+    check(a == b, "the adapters differ")
+
+
+@case
+def same_loss_for_any_split():
+    t = tiny("split")
+    losses = []
+    for micro, accumulate in ((8, 1), (4, 2), (1, 8)):
+        out = train(t, f"micro_batch_size={micro}", f"gradient_accumulation_steps={accumulate}", "sample_packing=false",
+                    "eval_sample_packing=false", "max_steps=10", out=f"s{micro}")
+        losses.append([x["loss"] for x in log(out) if "loss" in x])
+    for other in losses[1:]:
+        for a, b in zip(losses[0], other):
+            check(abs(a - b) <= 1e-6 * abs(a), f"losses {a} and {b}")
+
+
+def kill_and_resume(t, kills, number, rng, seconds):
+    out = f"{t}/killed"
+    args = [GRAFT, "train", f"{t}/config.yml", "num_epochs=5", "save_steps=3", "eval_steps=7", "lora_dropout=0.1", f"output_dir={out}"]
+    done = 0
+    while done < kills:
+        p = subprocess.Popen(args + ["--resume"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        try:
+            p.wait(timeout=rng.random() * seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        if p.poll() is None:
+            p.send_signal(number)
+        _, err = p.communicate()
+        if p.returncode == 0:  # finished before the kill came: start over, kill earlier
+            shutil.rmtree(out)
+            seconds *= 0.7
+            continue
+        check(p.returncode in (-number, 75), f"after signal {number}: exit {p.returncode}: {err[-500:]}")
+        done += 1
+    r = subprocess.run(args + ["--resume"], capture_output=True, text=True)
+    check(r.returncode == 0, f"resume: {r.returncode} {r.stderr[-500:]}")
+    return out
+
+
+@case
+def killed_twenty_times():
+    t = tiny("kill")
+    start = time.time()
+    whole = train(t, "num_epochs=5", "save_steps=3", "eval_steps=7", "lora_dropout=0.1", out="whole")
+    seconds = time.time() - start
+    out = kill_and_resume(t, 20, signal.SIGKILL, random.Random(11), seconds)
+    check(adapter(out) == adapter(whole), "the resumed adapter differs from the uninterrupted one")
+    a = [(x["step"], x.get("loss"), x.get("eval_loss")) for x in log(whole)]
+    b = [(x["step"], x.get("loss"), x.get("eval_loss")) for x in log(out)]
+    check(a == b, "the resumed log differs from the uninterrupted one")
+
+
+@case
+def stopped_by_signals():
+    t = tiny("stop")
+    start = time.time()
+    whole = train(t, "num_epochs=5", "save_steps=3", "eval_steps=7", "lora_dropout=0.1", out="whole")
+    out = kill_and_resume(t, 4, signal.SIGTERM, random.Random(12), time.time() - start)
+    check(adapter(out) == adapter(whole), "the resumed adapter differs from the uninterrupted one")
+
+
+@case
+def damaged_checkpoint():
+    t = tiny("damaged")
+    whole = train(t, "num_epochs=4", "save_steps=5", "save_total_limit=10", out="whole")
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+        out = f"{t}/{name}-cut"
+        shutil.copytree(whole, out)
+        steps = sorted(os.listdir(f"{out}/checkpoints"))
+        with open(f"{out}/run.json") as f:
+            run = json.load(f)
+        run["status"] = "running"
+        with open(f"{out}/run.json", "w") as f:
+            json.dump(run, f)
+        with open(f"{out}/checkpoints/{steps[-1]}/{name}", "r+b") as f:
+            f.truncate(os.path.getsize(f.name) // 2)
+        r = graft("train", f"{t}/config.yml", "num_epochs=4", "save_steps=5", "save_total_limit=10", f"output_dir={out}", "--resume")
+        check(r.returncode == 0 and steps[-1] in r.stderr, f"{name}: {r.returncode} {r.stderr[-600:]}")
+        check(adapter(out) == adapter(whole), f"{name}: another adapter")
+
+
+@case
+def planned_memory():
+    if not os.path.exists(REAL):
+        raise Skipped(f"{REAL} is not there (make base fetches it)")
+    rows = f"{work}/long.jsonl"
+    rng = random.Random(5)
+    with open(rows, "w") as f:
+        for _ in range(6):
+            ids = [rng.randrange(1000, 40000) for _ in range(384)]
+            f.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    with open(f"{work}/real.yml", "w") as f:
+        f.write(f"base_model: {REAL}\nload_in_4bit: true\nadapter: qlora\nlora_r: 16\nlora_alpha: 32\nlora_target_linear: true\n"
+                f"datasets:\n  - path: {rows}\n    type:\nsequence_len: 384\nmicro_batch_size: 1\nmax_steps: 2\n"
+                f"learning_rate: 1e-4\nfloat32: true\noutput_dir: {work}/real\n")
+    for more in ([], ["gradient_checkpointing=true"], ["gradient_accumulation_steps=2"]):
+        plan = json.loads(graft("plan", f"{work}/real.yml", *more, "--json").stdout)
+        r = graft("train", f"{work}/real.yml", "--overwrite", *more)
+        check(r.returncode == 0, r.stderr[-500:])
+        held = max(x["peak_bytes"] for x in log(f"{work}/real") if "loss" in x)
+        check(abs(held - plan["peak_bytes"]) <= 0.05 * plan["peak_bytes"],
+              f"{more}: planned {plan['peak_bytes'] / 2**20:.1f} MiB, held {held / 2**20:.1f} MiB")
+        print(f"     planned {plan['peak_bytes'] / 2**20:.1f} MiB, held {held / 2**20:.1f} MiB {more}")
+
+
+def main():
+    passed = failed = skipped = 0
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    for function in cases:
+        if only not in function.__name__:
+            continue
+        start = time.time()
+        try:
+            function()
+            verdict, passed = "ok  ", passed + 1
+        except Skipped as e:
+            verdict, skipped = "skip", skipped + 1
+            print(f"     skipped: {e}")
+        except Exception as e:  # a broken test is a failure too
+            verdict, failed = "FAIL", failed + 1
+            print(f"     {type(e).__name__}: {e}")
+        print(f"{verdict} {function.__name__} ({time.time() - start:.1f} s)", flush=True)
+    shutil.rmtree(work, ignore_errors=True)
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
