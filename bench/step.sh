@@ -43,7 +43,7 @@ print(json.dumps({"program": "graft", "mode": mode, "backend": run["backend"], "
                   "peak_rss_mib": round(run["memory"]["peak_resident_bytes"] / 2**20), "planned_mib": round(run["memory"]["planned_bytes"] / 2**20)}))
 P
 if [ -x "${GRAFT_VENV:-build/venv}/bin/python" ] && [ -f bench/peft_step.py ]; then
-    "${GRAFT_VENV:-build/venv}/bin/python" bench/peft_step.py "--$mode" --steps "$steps"
+    "${GRAFT_VENV:-build/venv}/bin/python" bench/peft_step.py --dtype "$mode" --steps "$steps"
 else
     echo "PEFT: no venv (bash tests/peers/venv.sh makes one)"
 fi
