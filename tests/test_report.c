@@ -93,7 +93,7 @@ TEST(numbers_of_the_log) {
                       "{\"step\": 4, \"eval_loss\": 3.5}\n{\"step\": 5, \"loss\": 1.0, \"gr"); // killed while writing
     struct text page = page_of(&(struct report){.title = "run", .log_path = at("log.jsonl")});
     const char *p = text_str(&page);
-    CHECK(strstr(p, "<b>2.38</b><span>training loss, from 4.00</span>") != NULL); // mean over 2 3 (2.5 3...), twice
+    CHECK(strstr(p, "<b>2.00</b><span>training loss, from 4.00</span>") != NULL);
     CHECK(strstr(p, "<b>3.25</b><span>best held-out loss</span>") != NULL);
     CHECK(strstr(p, "<b>4</b><span>steps</span>") != NULL);
     CHECK(strstr(p, "<b>300</b><span>tokens per second</span>") != NULL); // median of 100 300 1234 200

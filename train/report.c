@@ -86,6 +86,8 @@ static int log_read(const char *path, struct log *log, struct error *err) {
 
 // --- Numbers
 
+enum { FEW_STEPS = 8 }; // nothing to smooth below
+
 // Mean over a window around each step; NaN are passed over. A window that looks both ways does not lag behind a falling
 // curve.
 static void average(double *out, const double *values, size_t count) {
@@ -100,8 +102,12 @@ static void average(double *out, const double *values, size_t count) {
     }
 }
 
-// Twice, so that a single spike leaves a bump and not a step; about a twentieth of the run wide in all.
+// Two passes, so that a single spike leaves a bump and not a step; about a twentieth of the run wide in all.
 static int smooth(double *out, const double *values, size_t count, struct error *err) {
+    if (count < FEW_STEPS) {
+        if (count) memcpy(out, values, count * sizeof *out);
+        return 0;
+    }
     double *once = mem_alloc((count + 1) * sizeof *once);
     if (!once) return error_memory(err, "the smoothed loss", (count + 1) * sizeof *once);
     average(once, values, count);
@@ -140,7 +146,7 @@ static void bytes_for_people(char text[32], double bytes) {
 static void loss_chart(struct text *out, const struct log *log, const double *smoothed, const char *title,
                        bool standalone) {
     const struct table *t = &log->steps, *e = &log->evaluations;
-    bool few = t->count < 8; // nothing to smooth
+    bool few = t->count < FEW_STEPS;
     struct svg_series series[3] = {
         {.label = few ? "training" : "training, smoothed",
          .class = "s1",
@@ -178,7 +184,7 @@ static void small_chart(struct text *out, const struct log *log, enum column col
     struct svg_series series[2] = {
         {.class = class, .x = t->columns[COLUMN_STEP], .y = t->columns[column], .count = t->count}};
     size_t n = 1;
-    double *smoothed = column == COLUMN_LR || t->count < 8 ? NULL : mem_alloc(t->count * sizeof *smoothed);
+    double *smoothed = column == COLUMN_LR || t->count < FEW_STEPS ? NULL : mem_alloc(t->count * sizeof *smoothed);
     if (smoothed && smooth(smoothed, t->columns[column], t->count, NULL) == 0) { // without memory: the raw curve alone
         series[1] = series[0];
         series[0].faint = true;

@@ -24,7 +24,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SYSTEM = "JSON: type, customer, items, date, priority."
-ROWS = {"train": 408, "heldout": 64, "dev": 128}
+ROWS = {"train": 400, "heldout": 64, "dev": 128}
 SEED = {"train": 1, "heldout": 2, "dev": 3}
 MAX_SHARED_RUN = 4  # longest run of wording words that two splits may share
 
@@ -47,23 +47,36 @@ def entries(text):
 
 
 FIRST = entries("""
-    Jonas; Howard; Marion; Raymond; Sunil; Chris; Julie; Greg; Marta; Susan;
-    Anton; Monica; Jack; Johanna; John; Benjamin; Kenneth; Maya; Margot;
-    Tim; Jürgen; Dan; Bernard; Judy; Marco; Bob; Craig; Alex; Francisco;
-    Angela; Deborah; Colin; Jean; Victor; Vanessa; Anna; Lucia; Martin;
-    Helen; Emily; Caroline; Charles; Richard; Stefan; Rob; Leslie; Antoine;
-    Elizabeth; Travis; René; Valerie; Don; Philip; Deepa; Peter; Doug;
-    Diego; Norman; Lewis; Terry; David; Justin; Frank; Monika; Nick; Thomas;
-    Denise; Michelle; Samuel; Ellen; Leonard; Jim; Jacques; Timothy; Tom;
-    Sam; Jonathan; Carl; Melissa; Marcus; Harold; Petra; Michael; José;
-    Wayne; Margaret; Julia; Logan; Lucas; Christine; Christian; Arthur;
-    Daniel; Theresa; Robert; Louise; Charlotte; Simon; Jeff; Henrik;
-    Francis; Maria; Joshua; Carol; James; Samantha; Miguel; Bill; Ben; Minh;
-    Scott; Carlos; Alice; George; Linh; Betty; Manuel; Jerry; Joseph; Zoë;
-    Andy; Jacob; Kenji; Herbert; Paul; Matt; Søren; Patrick; Barbara; Steve;
-    Jane; Donna; Camille; Nicole; Marie; Andre; Adam; Janet; Tamara;
-    Stephen; Fred; Steven; Roger; Jackie; Salma; Judith; William; Neil;
-    Fatima""")
+    Steve; Julie; Grace; Sunil; Fred; Adam; Rosa; Kyle; Uwe; Eleanor;
+    Monica; Richard; Alice; Klaus; Roy; Clara; Francis; Mario; Walter;
+    Stephen; Rolf; Aisha; Petra; Caroline; Anya; Karin; Camille; Ernest;
+    Edith; Stuart; Julia; Isabel; Steven; Donna; Edgar; Jackie; Elise; Jack;
+    Matt; Chris; Ada; Linda; Anton; Lena; Hannah; Jean; Maria; Tomas; Karen;
+    Christine; Janet; Roger; Miguel; Pavel; Frank; Kofi; Kenneth; Sven;
+    Hiro; Simon; Sean; Emma; Mike; Nancy; Timothy; Rebecca; Joshua; Bill;
+    Manuel; Fatima; Judy; Pierre; Fritz; Luis; Jerry; Sara; Rita; Nadia;
+    Margaret; Jürgen; Leo; Joan; Kenji; Ralph; Akira; Samuel; Ravi; Nina;
+    Victor; Harold; Henrik; Katherine; Salma; Tamara; Ron; Antoine; Betty;
+    Norman; Harry; Michael; Lucia; Alan; Arthur; Herbert; Ethan; Dave; Greg;
+    Sam; Laura; Lewis; Molly; Howard; Ella; Sharon; José; Anna; Max; Raj;
+    Todd; Owen; Charlotte; Doug; Maya; Sandra; Keiko; Peter; Martin; Mei;
+    Joseph; Martha; Thomas; Evan; Stefan; Shane; Marie; Travis; Carl; Amy;
+    Noah; Jane; Raymond; Zara; Mia; Ahmed; Theresa; Hana; Jill; Leslie;
+    Elizabeth; Zoë; Lisa; Carol; John; Bob; Alison; Larry; Jonas; Linh; Rob;
+    Vanessa; Judith; Leonard; Jordan; Angela; Jim; Charles; Christian; Mark;
+    Marta; Minh; Ted; Logan; Bernard; Emil; Brian; Yuki; Andre; Igor; Jana;
+    Paul; Debra; Jason; Boris; Deborah; Omar; Tom; Xavier; Ian; Marco;
+    Teresa; Marion; Heidi; Leila; Ruth; Randy; Colin; Ben; Paula; Marcus;
+    Karl; Liam; Keith; Craig; Fiona; Monika; Nick; Benjamin; Michelle;
+    Dennis; Francisco; Robert; Louise; Philip; Tanya; Kevin; George;
+    Valerie; Gerald; Ellen; Terry; Johanna; Diego; Olga; Lori; Gary; David;
+    Heather; Susan; Jacob; Sally; Denise; Diana; Nora; Lucas; James; Rachel;
+    Justin; Melissa; William; Alex; Helen; Nicole; Scott; Catherine; Deepa;
+    Carlos; Hans; Dan; Patrick; Andy; Samantha; Anil; Kate; Søren; Kurt;
+    Pablo; Jacques; Ivan; Jonathan; Meera; Nathan; Lydia; Irene; Hugh;
+    Margot; Noel; Amelia; Dylan; Daniel; Ingrid; Oscar; Tim; René; Vera;
+    Emily; Bruce; Anita; Eva; Wayne; Jeff; Tony; Yuri; Eric; Barbara; Erik;
+    Neil; Don; Ryan; Albert""")
 
 LAST = entries("""
     Wang; Greco; Krause; Dunn; Bennett; Harris; Petrov; Lund; Gordon; Böhm;
@@ -89,52 +102,62 @@ LAST = entries("""
     Wilson; Watkins; Hoffman; Hamilton""")
 
 CITIES = entries("""
-    Kingston; Graz; Camden; Porto; Honolulu; Halifax; Calgary; South Bend;
-    Lincoln; Virginia Beach; Coventry; Philadelphia; Malaga; Grand Forks;
-    Berlin; Southampton; Busan; Verona; Paris; La Paz; Quebec; New York;
-    Oxford; New Orleans; Bonn; Milwaukee; Minneapolis; Little Rock; El Paso;
-    Canberra; Princeton; Belgrade; Panama City; Salem; Le Havre;
-    Grand Rapids; Surat; Cardiff; Big Spring; Lake Forest; Recife;
-    New Haven; Addis Ababa; Port Louis; Turin; La Rochelle; Accra;
-    Round Rock; Budapest; Bolton; Mexico City; Salt Lake City; Chicago;
-    Hanover; Colombo; Montreal; Stockholm; Colorado Springs; Windsor; Basel;
-    Jackson; Muscat; Essen; Arnhem; Manila; Walnut Creek; Perth; Victoria;
-    Venice; Hot Springs; Madison; Detroit; London; Darwin; Richmond;
-    Augusta; Mainz; Genoa; Salzburg; Warwick; Nottingham; Toronto; Zürich;
-    Cambridge; Long Beach; New Delhi; Rock Hill; High Point; Rabat; Rome;
-    Geneva; Milan; Galway; North Bay; Maputo; Portland; Singapore; Madrid;
-    Memphis; Boston; Charleston; Chester; Iron Mountain; Fort Worth; Dayton;
-    Mesa; Algiers; Melbourne; Tel Aviv; Norwich; Key West; Palermo; Newark;
-    Malmö; Carlisle; Metz; Frankfurt; West Point; Columbus; Bern; San Jose;
-    Newport; Corfu; Great Falls; Sheffield; Battle Creek; Linz; Denver""")
+    Waco; Corfu; La Paz; Iron Mountain; Brno; Camden; Cardiff; Tokyo;
+    Big Spring; Seoul; Kingston; Pune; Calgary; New Delhi; Reno; Zürich;
+    Bolton; Round Rock; Porto; Geneva; Ghent; Lille; Cleveland; Tampa;
+    Venice; Princeton; Utrecht; Detroit; Milwaukee; Warwick; Portland;
+    Cambridge; Galway; Little Rock; Kiel; Akron; High Point; Windsor;
+    Hanover; Manila; Riga; Madison; Halifax; Genoa; Victoria; Athens;
+    Moscow; Leeds; Pisa; Tel Aviv; Chicago; Nantes; Le Havre; Dover; Lagos;
+    Weimar; Denver; Raleigh; Oxford; Glasgow; Newport; Lincoln; Coventry;
+    Bari; Lima; Nottingham; Malmö; San Jose; Mumbai; Brest; North Bay;
+    Lake Forest; Cape Town; Maputo; Verona; Dayton; Toronto; Avignon;
+    South Bend; Peoria; Linz; Dallas; Salt Lake City; Philadelphia; Quebec;
+    Jena; Battle Creek; Amman; Essen; Miami; Mainz; Salem; Richmond; Leiden;
+    Hong Kong; Cincinnati; Istanbul; Nairobi; Berlin; London; Boston;
+    Colombo; Kiev; Omaha; Colorado Springs; Walnut Creek; Salzburg;
+    Budapest; Fargo; Palermo; Trier; Melbourne; Rabat; Busan; Rome;
+    Edinburgh; Virginia Beach; Newark; New Orleans; Jackson; Frankfurt;
+    Metz; Exeter; Tijuana; Osaka; Amsterdam; Graz; Columbus; Vancouver;
+    Las Vegas; West Point; Wellington; Rock Hill; Fort Worth; Cairo;
+    Belgrade; Bonn; Recife; Singapore; Cologne; Suva; Mexico City; Bern;
+    Long Beach; Paris; Leipzig; El Paso; Sheffield; Varna; Southampton;
+    Reims; Grand Rapids; Panama City; Auckland; Bologna; Port Louis; Oslo;
+    Orlando; Great Falls; New Haven; Chester; Minneapolis; Hamburg; Memphis;
+    Charleston; Doha; Key West; Norwich; Turin; Basel; Lyon; Arnhem; Madrid;
+    Carlisle; Brussels; Syracuse; Vienna; Buenos Aires; Hull; Boise; Malaga;
+    Stockholm; Grand Forks; Cork; Milan; Algiers; Nara; Caen; New York;
+    Accra; Perth; Kobe; Mesa; Seattle; Naples; Beijing; Hot Springs; Muscat;
+    Honolulu; Boulder; Augusta; Surat; Aspen; Montreal; Durban; Seville;
+    Haifa; Canberra; Darwin; Birmingham""")
 
 SHARED = entries("""
-    mug; lamp; desk lamp; chair; kettle; notebook; backpack; towel; pillow;
-    candle; umbrella; vase""")
+    chair; radio; bag; bed; table lamp; hand towel; water bottle;
+    book shelf; key ring; hat""")
 
 PRODUCTS = entries("""
-    sensor; printer; fan; bath mat; screen; box fan; valve; tool box; stamp;
-    paint brush; lunch box; stapler; egg timer; sock; clock; belt; needle;
-    wall clock; mouse pad; ladle; medal; folder; block; cutting board;
-    handle; coat hook; bowl; jug; shelf; pencil; hammer; bag; picture;
-    picture frame; tablet; pan; scale; spoon; shirt; table; rack; camera;
-    sleeping bag; curtain; marker; knife; watering can; boot; coat; wallet;
-    scarf; garden hose; desk; bed; bench; bottle; shield; lock; charger;
-    tub; pallet; brush; tripod; violin; sheet; speaker; easel; watch;
-    cooler; router; headset; board; phone case; bolt; wheel; lid; drawer;
-    locker; pen; calendar; bucket; jacket; robot; keyboard; record; key;
-    socket; plug; door mat; rug; cup; mirror; ring; microphone; flag; pot;
-    card; sticker; button; panel; flower pot; monitor; water bottle; ribbon;
-    cap; bell; radio; file; helmet; poster; padlock; lantern; banner; hat;
-    label; pipe; blanket; board game; barrel; soap dish; jar; oven; chain;
-    ball; ice tray; freezer; comb; plate; racket; seat; office chair;
-    basket; bulb; mixer""")
+    room divider; milk jug; watch; photo album; oil lamp; frame; shield;
+    plug; phone case; roll; brush; power bank; sugar bowl; cap; sock; seat;
+    flower pot; boot; tank; air pump; light bulb; arm chair; motor; wheel;
+    play mat; scale; picture frame; map; work bench; wall clock; clock;
+    paper bag; face mask; side table; memory card; power cable; fish tank;
+    belt; pipe; flower; bath mat; sensor; calendar; board game; screen; pot;
+    button; lock; tub; chain; watering can; plate; sun hat; ice tray;
+    wallet; egg timer; bell; key; cup; rack; lid; marker; rain coat;
+    head lamp; ring; coat; filter; oven; jar; snow shovel; kit; board;
+    box fan; door mat; dog bed; tool box; night light; hand saw; pack;
+    bucket; pen; cat toy; name tag; label; coat hook; comb; floor lamp;
+    hair brush; fire alarm; tool belt; picture; panel; card; wall lamp; rug;
+    price tag; office chair; rice cooker; egg cup; gas stove; wire;
+    body pillow; mouse pad; robot; socket; router; air filter; pen holder;
+    foot stool; fan; water filter; camera; sheet; monitor; pan; bolt;
+    folder; flag; jug; bird cage; fruit bowl; hair dryer; stamp; ball;
+    table; cutting board; shirt; bench; printer""")
 
-PLURALS = {"shelf": "shelves", "knife": "knives", "scarf": "scarves",
-           "lunch box": "lunch boxes", "tool box": "tool boxes",
-           "paint brush": "paint brushes", "brush": "brushes",
-           "soap dish": "soap dishes", "bench": "benches",
-           "watch": "watches"}
+PLURALS = {"bench": "benches", "book shelf": "book shelves",
+           "brush": "brushes", "hair brush": "hair brushes",
+           "tool box": "tool boxes", "watch": "watches",
+           "work bench": "work benches"}
 
 
 def share(pool):
@@ -195,16 +218,14 @@ WORDS["train"] = {
         "Please say hi to the boss.",
         "The box was easy to open.",
     ],
-    "intro_nc": ["This is {name} from {city}.",
-                 "I am {name} and I live in {city}.",
-                 "{name} from {city} here.",
-                 "{name} writing, from {city}."],
-    "intro_n": ["My name is {name}.", "This is {name}.", "{name} here."],
-    "sig_nc": ["Best, {name}, {city}", "Thanks,\n{name}\n{city}",
-               "Thanks, {name} ({city})", "Kind regards, {name} from {city}",
-               "Yours,\n{name}, {city}", "Sent by {name}, {city}"],
-    "sig_n": ["Thanks, {name}", "Best,\n{name}", "Yours, {name}",
-              "Kind regards, {name}", "Sent by {name}"],
+    "intro_nc": ["{name} ({city}) here.", "{name} ({city}) writing.",
+                 "{name} from {city} here.", "{name} speaking ({city})."],
+    "intro_n": ["{name} here.", "{name} speaking.", "This is {name}."],
+    "sig_nc": ["Best,\n{name}\n{city}", "Thanks,\n{name}\n{city}",
+               "Thanks,\n{name} ({city})", "Kind regards,\n{name}\n{city}",
+               "Yours,\n{name} ({city})", "Sent by {name}, {city}"],
+    "sig_n": ["Thanks,\n{name}", "Best,\n{name}", "Yours,\n{name}",
+              "Kind regards,\n{name}", "Sent by {name}"],
     "city": ["We are in {city}.", "I live in {city}.", "City: {city}.",
              "Our shop is in {city}."],
     "high": ["It is urgent.", "This is urgent!", "Urgent, please.",
@@ -287,12 +308,13 @@ WORDS["dev"] = {
         "Everybody here likes your stuff.",
         "It was nice to meet you.",
     ],
-    "intro_nc": ["I am {name} in {city}.", "You know me, {name} of {city}.",
+    "intro_nc": ["{name} ({city}) again.", "{name} ({city}) asking.",
                  "It is {name} again, from {city}."],
-    "intro_n": ["I am {name}.", "It is me, {name}."],
-    "sig_nc": ["Cheers, {name} in {city}", "Sincerely,\n{name}, {city}",
-               "Many thanks, {name} ({city})"],
-    "sig_n": ["Cheers, {name}", "Sincerely,\n{name}", "Many thanks, {name}"],
+    "intro_n": ["{name} again.", "{name} asking.", "It is me, {name}."],
+    "sig_nc": ["Cheers,\n{name}\n{city}", "Sincerely,\n{name}\n{city}",
+               "Many thanks,\n{name} ({city})", "Cheers, {name} in {city}"],
+    "sig_n": ["Cheers,\n{name}", "Sincerely,\n{name}",
+              "Many thanks,\n{name}", "Cheers, {name}"],
     "city": ["You find us in {city}.", "My home is {city}.", "Place: {city}."],
     "high": ["My request is urgent.", "Urgent request!",
              "Do it as soon as possible.", "I am waiting urgently."],
@@ -356,13 +378,13 @@ WORDS["heldout"] = {
         "I am typing this on the train.",
         "The phone line was busy again.",
     ],
-    "intro_nc": ["Here is {name} from {city}.",
-                 "My name is {name} and I am from {city}.",
-                 "You are reading a mail by {name} from {city}."],
-    "intro_n": ["Here is {name}.", "{name} is my name."],
-    "sig_nc": ["Regards, {name}, {city}", "Thank you,\n{name}\n{city}",
-               "All the best, {name} ({city})"],
-    "sig_n": ["Regards, {name}", "Thank you,\n{name}", "All the best, {name}"],
+    "intro_nc": ["{name} ({city}) is my name.", "{name} ({city}) with a note.",
+                 "My name is {name} and I am from {city}."],
+    "intro_n": ["{name} is my name.", "{name} with a note.", "Here is {name}."],
+    "sig_nc": ["Regards,\n{name}\n{city}", "Thank you,\n{name}\n{city}",
+               "All the best,\n{name} ({city})", "Regards, {name}, {city}"],
+    "sig_n": ["Regards,\n{name}", "Thank you,\n{name}",
+              "All the best,\n{name}", "Regards, {name}"],
     "city": ["Our home is in {city}.", "We live in {city}.",
              "Town: {city}."],
     "high": ["Please treat this as urgent.", "Very urgent!",
@@ -659,9 +681,9 @@ def make_row(dice, split):
     opening, closing = [], None
     if dice.chance(P_GREET):
         opening.append(put(dice.deal(words["greet"])))
-    sign = dice.chance(0.65)
+    sign = dice.chance(0.7)
     # a corrected city is written in a sentence of its own, not in a signature
-    city_apart = need_city and (fix == "city" or dice.chance(0.25))
+    city_apart = need_city and (fix == "city" or dice.chance(0.12))
     if need_city and not city_apart:
         pool, fill = "nc", {"name": who, "city": place}
     else:
@@ -684,7 +706,7 @@ def make_row(dice, split):
         # a list ends with a line break
         sep = "\n" if "\n" in before[0] or (
             before is parts[0] and opening and before[0].endswith(",")
-            and dice.chance(0.4)) else " "
+            and (t.startswith(name) or dice.chance(0.4))) else " "
         text, mask = text + sep + t, mask + sep + m
     if closing:
         sep = "\n" if "\n" in parts[-1][0] or dice.chance(0.6) else " "

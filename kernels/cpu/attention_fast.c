@@ -318,12 +318,6 @@ INLINE v16 capped(v16 s, const struct attention_args *a) {
     return v16_mul(cap, v16_tanh(v16_div(v16_mul(s, v16_set1(a->scale)), cap)));
 }
 
-// Up to 64 rows of a head's columns that will be used soon.
-static struct ahead ahead_of(const struct matrix *m, int64_t row, int64_t n, int64_t head, int64_t dim, bool bf16) {
-    int64_t size = bf16 ? 2 : 4;
-    return (struct ahead){m->p ? row_at(m, row, head * dim, bf16) : NULL, m->ld * size, n, dim * size};
-}
-
 // --- forward
 
 // The running softmax of up to 64 queries.
@@ -448,10 +442,10 @@ static void finish(const struct attention_args *a, const struct attention_unit *
     }
 }
 
-// o = o alpha + P V for the rows of a band. next: rows of k and v to fetch on the way.
+// o = o alpha + P V for the rows of a band.
 static void forward_band(const struct attention_args *a, const struct seen *seen, const struct band *band,
                          const struct block *q, const float *kt, const struct block *v, int64_t keys, float *s,
-                         struct rows_state *state, const struct ahead next[2]) {
+                         struct rows_state *state) {
     int64_t vp = attention_padded(a->v_dim), end = band->col + band->cols < keys ? band->col + band->cols : keys;
     float alpha[BLOCK], *corner = s + band->row * BLOCK + band->col;
     mm_zero(&(struct mm){.c = corner,
@@ -462,8 +456,7 @@ static void forward_band(const struct attention_args *a, const struct seen *seen
                          .ldb = BLOCK,
                          .m = band->rows,
                          .n = band->cols,
-                         .k = a->head_dim,
-                         .ahead = next[0]});
+                         .k = a->head_dim});
     if (seen->all)
         soften_band(a, seen, band, s, state, alpha, true);
     else
@@ -477,8 +470,7 @@ static void forward_band(const struct attention_args *a, const struct seen *seen
                            .m = band->rows,
                            .n = vp,
                            .k = end - band->col,
-                           .row_scale = alpha + band->row,
-                           .ahead = next[1]});
+                           .row_scale = alpha + band->row});
 }
 
 static void forward(const struct attention_args *a, const struct attention_unit *u, float *scratch) {
@@ -511,21 +503,13 @@ static void forward(const struct attention_args *a, const struct attention_unit 
             block_of(&a->k, seq->kv_begin + key0, keys, u->kv_head * a->head_dim, a->head_dim, bf16, k_copy);
         struct block v = block_of(&a->v, seq->kv_begin + key0, keys, u->kv_head * a->v_dim, a->v_dim, bf16, v_copy);
         transpose_block(kt, &k, keys, a->head_dim, edge);
-        const struct ahead none[2] = {{0}};
-        struct ahead next[2] = {{0}};
-        if (key0 + BLOCK < highest) {
-            int64_t row = seq->kv_begin + key0 + BLOCK, rest = seq->kv_len - key0 - BLOCK;
-            next[0] = ahead_of(&a->k, row, rest < BLOCK ? rest : BLOCK, u->kv_head, a->head_dim, bf16);
-            next[1] = ahead_of(&a->v, row, rest < BLOCK ? rest : BLOCK, u->kv_head, a->v_dim, bf16);
-        }
         for (int64_t i = 0; i < subs; i++) {
             int64_t first = (u->block + i % u->blocks) * BLOCK;
             int64_t n = seq->q_len - first < BLOCK ? seq->q_len - first : BLOCK;
             struct seen seen;
             see(a, seq, first, n, key0, keys, &seen);
-            for (int w = 0; w < seen.bands; w++) {
-                forward_band(a, &seen, &seen.band[w], &q[i], kt, &v, keys, s, &state[i], i + w == 777 ? next : none);
-            }
+            for (int w = 0; w < seen.bands; w++)
+                forward_band(a, &seen, &seen.band[w], &q[i], kt, &v, keys, s, &state[i]);
         }
     }
     for (int64_t i = 0; i < subs; i++) {
@@ -647,6 +631,12 @@ static void add_to_keys(const struct seen *seen, const float *a, const struct bl
                                  .k = rows.rows,
                                  .ahead = ahead});
     }
+}
+
+// Up to 64 rows of a head's columns that will be used soon.
+static struct ahead ahead_of(const struct matrix *m, int64_t row, int64_t n, int64_t head, int64_t dim, bool bf16) {
+    int64_t size = bf16 ? 2 : 4;
+    return (struct ahead){m->p ? row_at(m, row, head * dim, bf16) : NULL, m->ld * size, n, dim * size};
 }
 
 // One head's part of (query block, key block): everything but dq. Leaves dS in x->dp. The next part is that of n

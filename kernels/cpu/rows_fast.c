@@ -253,29 +253,37 @@ GLU_KERNEL(glu_backward, glu_rows_backward)
 
 // --- rope
 
-INLINE float get1(const char *row, int64_t i, bool bf16) {
-    return bf16 ? bf16_to_float(((const uint16_t *)(const void *)row)[i]) : ((const float *)(const void *)row)[i];
-}
+enum { ROPE_PIECE = 128 }; // pairs whose cosines and sines are laid out at once
 
-INLINE void put1(char *row, int64_t i, float x, bool acc, bool bf16) {
-    if (acc) x = get1(row, i, bf16) + x;
-    if (bf16)
-        ((uint16_t *)(void *)row)[i] = bf16_from_float(x);
-    else
-        ((float *)(void *)row)[i] = x;
-}
-
-INLINE void rope_head(const struct rope_args *a, const char *x, char *y, int64_t head, const float *cosine,
-                      const float *sine, bool bf16) {
+// All heads of one row, pairs (2i, 2i + 1): x c + swapped x s with c = (c0, c0, c1, c1, ...), s = (-s0, s0, -s1, s1,
+// ...).
+INLINE void rope_pairs(const struct rope_args *a, const char *x, char *y, const float *cosine, const float *sine,
+                       bool bf16) {
+    float c[2 * ROPE_PIECE], s[2 * ROPE_PIECE];
     int64_t half = a->rotary_dim / 2;
-    if (a->kind == ROPE_NORM) {
-        for (int64_t j = 0; j < half; j++) {
-            float c = cosine[j], s = a->inverse ? -sine[j] : sine[j];
-            float x0 = get1(x, head + 2 * j, bf16), x1 = get1(x, head + 2 * j + 1, bf16);
-            put1(y, head + 2 * j, x0 * c - x1 * s, a->acc, bf16);
-            put1(y, head + 2 * j + 1, x1 * c + x0 * s, a->acc, bf16);
+    for (int64_t first = 0; first < half; first += ROPE_PIECE) {
+        int64_t count = half - first < ROPE_PIECE ? half - first : ROPE_PIECE;
+        for (int64_t j = 0; j < count; j++) {
+            float turn = a->inverse ? -sine[first + j] : sine[first + j];
+            c[2 * j] = c[2 * j + 1] = cosine[first + j];
+            s[2 * j] = -turn, s[2 * j + 1] = turn;
         }
-    } else {
+        for (int64_t head = 2 * first; head < a->cols; head += a->head_dim) {
+            for (int64_t j = 0; j < 2 * count; j += 16) {
+                int64_t n = 2 * count - j;
+                v16 v = get(x, head + j, n, bf16), vc = get((const char *)c, j, n, false);
+                v16 vs = get((const char *)s, j, n, false);
+                put_grad(y, head + j, n, v16_add(v16_mul(v, vc), v16_mul(v16_swap(v), vs)), a->acc, bf16);
+            }
+        }
+    }
+}
+
+// All heads of one row, pairs (i, i + half).
+INLINE void rope_halves(const struct rope_args *a, const char *x, char *y, const float *cosine, const float *sine,
+                        bool bf16) {
+    int64_t half = a->rotary_dim / 2;
+    for (int64_t head = 0; head < a->cols; head += a->head_dim) {
         for (int64_t j = 0; j < half; j += 16) {
             int64_t n = half - j;
             v16 c = get((const char *)cosine, j, n, false), s = get((const char *)sine, j, n, false);
@@ -285,8 +293,6 @@ INLINE void rope_head(const struct rope_args *a, const char *x, char *y, int64_t
             put_grad(y, head + half + j, n, v16_add(v16_mul(x1, c), v16_mul(x0, s)), a->acc, bf16);
         }
     }
-    if (x == y) return; // the other dims pass through
-    for (int64_t j = a->rotary_dim; j < a->head_dim; j++) put1(y, head + j, get1(x, head + j, bf16), a->acc, bf16);
 }
 
 INLINE void rope_rows(const struct rope_args *a, int64_t begin, int64_t end, bool bf16) {
@@ -294,8 +300,16 @@ INLINE void rope_rows(const struct rope_args *a, int64_t begin, int64_t end, boo
         const float *row = a->table + a->position[t * a->position_ld] * a->table_ld;
         const char *x = row_of(&a->x, t, bf16);
         char *y = row_of(&a->y, t, bf16);
+        if (a->kind == ROPE_NORM)
+            rope_pairs(a, x, y, row, row + a->rotary_dim / 2, bf16);
+        else
+            rope_halves(a, x, y, row, row + a->rotary_dim / 2, bf16);
+        if (x == y) continue; // the other dims pass through
         for (int64_t head = 0; head < a->cols; head += a->head_dim) {
-            rope_head(a, x, y, head, row, row + a->rotary_dim / 2, bf16);
+            for (int64_t j = a->rotary_dim; j < a->head_dim; j += 16) {
+                int64_t n = a->head_dim - j;
+                put_grad(y, head + j, n, get(x, head + j, n, bf16), a->acc, bf16);
+            }
         }
     }
 }

@@ -65,6 +65,10 @@ static inline v16 v16_scale2(v16 a, v16 n) {
 static inline v16 v16_if_less(v16 x, v16 limit, v16 low, v16 other) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), other, low);
 }
+// lanes 2i and 2i + 1 exchanged
+static inline v16 v16_swap(v16 a) {
+    return _mm512_permute_ps(a, 0xB1);
+}
 static inline v16 v16_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p)), 16));
@@ -147,6 +151,9 @@ static inline v16 v16_scale2(v16 a, v16 n) {
 static inline v16 v16_if_less(v16 x, v16 limit, v16 low, v16 other) {
     return (v16){_mm256_blendv_ps(other.l, low.l, _mm256_cmp_ps(x.l, limit.l, _CMP_LT_OQ)),
                  _mm256_blendv_ps(other.h, low.h, _mm256_cmp_ps(x.h, limit.h, _CMP_LT_OQ))};
+}
+static inline v16 v16_swap(v16 a) {
+    return (v16){_mm256_permute_ps(a.l, 0xB1), _mm256_permute_ps(a.h, 0xB1)};
 }
 static inline __m256 v8_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(
@@ -237,6 +244,9 @@ static inline v16 v16_scale2(v16 a, v16 n) {
 }
 static inline v16 v16_if_less(v16 x, v16 limit, v16 low, v16 other) {
     VEC_EACH(x.v[i] < limit.v[i] ? low.v[i] : other.v[i]);
+}
+static inline v16 v16_swap(v16 a) {
+    VEC_EACH(a.v[i ^ 1]);
 }
 static inline v16 v16_load_bf16(const uint16_t *p) {
     v16 r;

@@ -268,7 +268,7 @@ def damage(source, target, how):
     config = json.loads((source / "adapter_config.json").read_text())
     tensors = load_file(source / "adapter_model.safetensors")
     if how == "alpha halved":
-        config["lora_alpha"] /= 2
+        config["lora_alpha"] //= 2  # even before
     elif how == "Q and K rows permuted":
         from transformers import AutoConfig
 
