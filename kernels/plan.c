@@ -208,6 +208,7 @@ static void place(struct program *p, const struct order *order, uint32_t *placed
 
 // In what order requests are placed; no order is best for every program, so all are tried and the lowest top wins.
 enum packing { BY_SIZE, BY_AREA, BY_LIFETIME, PACKINGS };
+enum { PACKING_ROUNDS = 24 };
 
 static uint64_t importance(const struct request *r, enum packing packing) {
     uint64_t lifetime = (uint64_t)(r->last - r->first) + 1;
@@ -216,38 +217,64 @@ static uint64_t importance(const struct request *r, enum packing packing) {
     return lifetime << 40 | r->bytes >> 6;
 }
 
-static void place_in_order(struct program *p, enum packing packing, struct order *order, uint32_t *placed,
-                           size_t base) {
-    for (uint32_t i = 0; i < p->count; i++)
+static void sort_by(const struct program *p, enum packing packing, struct order *order) {
+    for (uint32_t i = 0; i < p->count; i++) {
         order[i] = (struct order){UINT64_MAX - importance(&p->requests[i], packing), i};
+    }
     qsort(order, p->count, sizeof *order, compare_order);
+}
+
+static size_t try_order(struct program *p, const struct order *order, uint32_t *placed, size_t base) {
     p->top = base;
     place(p, order, placed, base);
+    return p->top;
+}
+
+// The request that reaches highest goes first next time: what fits badly is placed while there is room.
+static void promote_highest(const struct program *p, struct order *order) {
+    uint32_t worst = 0;
+    size_t top = 0;
+    for (uint32_t k = 0; k < p->count; k++) {
+        const struct request *r = &p->requests[order[k].index];
+        if (r->offset + r->bytes > top) top = r->offset + r->bytes, worst = k;
+    }
+    struct order first = order[worst];
+    memmove(order + 1, order, worst * sizeof *order);
+    order[0] = first;
+}
+
+static void search(struct program *p, size_t base, struct order *order, struct order *best, uint32_t *placed) {
+    size_t top = SIZE_MAX;
+    for (enum packing k = BY_SIZE; k < PACKINGS; k++) {
+        sort_by(p, k, order);
+        for (int round = 0; round < PACKING_ROUNDS; round++) {
+            size_t now = try_order(p, order, placed, base);
+            if (now < top) {
+                top = now;
+                memcpy(best, order, p->count * sizeof *best);
+            }
+            promote_highest(p, order);
+        }
+    }
+    try_order(p, best, placed, base);
 }
 
 static int pack(struct program *p, size_t base, struct error *err) {
     size_t n = p->count ? p->count : 1;
-    struct order *order = mem_alloc(n * sizeof *order);
+    struct order *order = mem_alloc(n * sizeof *order), *best = mem_alloc(n * sizeof *best);
     uint32_t *placed = mem_alloc(n * sizeof *placed);
     p->by_last = mem_alloc(n * sizeof *p->by_last);
-    if (!order || !placed || !p->by_last) {
-        mem_free(order);
-        mem_free(placed);
-        return error_memory(err, "the memory plan", n * sizeof *order);
+    bool ok = order && best && placed && p->by_last;
+    if (ok) {
+        search(p, base, order, best, placed);
+        for (uint32_t i = 0; i < p->count; i++) order[i] = (struct order){p->requests[i].last, i};
+        qsort(order, p->count, sizeof *order, compare_order);
+        for (uint32_t i = 0; i < p->count; i++) p->by_last[i] = order[i].index;
     }
-    enum packing best = BY_SIZE;
-    size_t top = SIZE_MAX;
-    for (enum packing k = BY_SIZE; k < PACKINGS; k++) {
-        place_in_order(p, k, order, placed, base);
-        if (p->top < top) top = p->top, best = k;
-    }
-    place_in_order(p, best, order, placed, base);
-    for (uint32_t i = 0; i < p->count; i++) order[i] = (struct order){p->requests[i].last, i};
-    qsort(order, p->count, sizeof *order, compare_order);
-    for (uint32_t i = 0; i < p->count; i++) p->by_last[i] = order[i].index;
     mem_free(order);
+    mem_free(best);
     mem_free(placed);
-    return 0;
+    return ok ? 0 : error_memory(err, "the memory plan", n * sizeof *order);
 }
 
 int plan_seal(struct plan *plan, struct error *err) {

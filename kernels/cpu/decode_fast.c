@@ -10,10 +10,9 @@
 #include "kernels/cpu/words.h"
 
 #if defined(VEC_AVX512) || defined(VEC_AVX2)
-#define DECODE        static inline __attribute__((always_inline))
-#define UNROLL(n)     UNROLL_(GCC unroll n)
-#define UNROLL_(text) _Pragma(#text)
-#else
+#define DECODE    GEMM_INLINE
+#define UNROLL(n) GEMM_UNROLL(n)
+#else // plain C: nothing to gain
 #define DECODE static inline
 #define UNROLL(n)
 #endif

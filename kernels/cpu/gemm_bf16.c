@@ -6,22 +6,20 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define ALWAYS static inline __attribute__((always_inline))
-
-ALWAYS __m512bh pair_everywhere(const uint16_t *x) {
+GEMM_INLINE __m512bh pair_everywhere(const uint16_t *x) {
     int pair;
     memcpy(&pair, x, 4);
     return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// As tile_512 in gemm_fast.c: 8 x 48 in registers, every loop over the tile array unrolled by pragma.
-ALWAYS void tile_bf16(const struct gemm_tile_bf16 *t, const int rows, const int vectors) {
+// As tile_512 in gemm_fast.c: 8 x 48 in registers.
+GEMM_INLINE void tile_bf16(const struct gemm_tile_bf16 *t, const int rows, const int vectors) {
     __m512 c[GEMM_ROWS][3];
     __m512bh w[3];
     __mmask16 mask = (__mmask16)(0xFFFFu >> (16 * vectors - t->n));
-#pragma GCC unroll 8
+    GEMM_UNROLL(8)
     for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) {
             __builtin_prefetch(t->c + i * t->ldc + 16 * j, 1);
             __mmask16 lanes = j == vectors - 1 ? mask : (__mmask16)0xFFFF;
@@ -31,28 +29,28 @@ ALWAYS void tile_bf16(const struct gemm_tile_bf16 *t, const int rows, const int 
     int64_t row = t->x_row;
     const uint16_t *x0 = t->x, *x3 = x0 + 3 * row, *x6 = x0 + 6 * row;
     const uint32_t *p = t->panel;
-#pragma GCC unroll 4
+    GEMM_UNROLL(4)
     for (int64_t k = t->pairs; k > 0; k--) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) w[j] = (__m512bh)_mm512_loadu_si512(p + 16 * j);
-#pragma GCC unroll 8
+        GEMM_UNROLL(8)
         for (int i = 0; i < rows; i++) {
             __m512bh x = pair_everywhere(i < 3 ? x0 + i * row : i < 6 ? x3 + (i - 3) * row : x6 + (i - 6) * row);
-#pragma GCC unroll 3
+            GEMM_UNROLL(3)
             for (int j = 0; j < vectors; j++) c[i][j] = _mm512_dpbf16_ps(c[i][j], x, w[j]);
         }
         x0 += 2, x3 += 2, x6 += 2, p += GEMM_COLS;
     }
-#pragma GCC unroll 8
+    GEMM_UNROLL(8)
     for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) {
             __mmask16 lanes = j == vectors - 1 ? mask : (__mmask16)0xFFFF;
             _mm512_mask_storeu_ps(t->c + i * t->ldc + 16 * j, lanes, c[i][j]);
         }
     }
 }
-ALWAYS void tile_rows(const struct gemm_tile_bf16 *t, const int vectors) {
+GEMM_INLINE void tile_rows(const struct gemm_tile_bf16 *t, const int vectors) {
     switch (t->m) {
     case 1: tile_bf16(t, 1, vectors); break;
     case 2: tile_bf16(t, 2, vectors); break;

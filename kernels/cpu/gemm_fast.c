@@ -4,18 +4,15 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/vec.h"
 
-#define ALWAYS static inline __attribute__((always_inline))
-
-// Every loop over the tile array is unrolled by pragma: otherwise the compiler keeps the array in memory.
 #if defined(VEC_AVX512)
 
 // 8 x 48: 24 accumulators, 3 vectors of the panel, one broadcast at a time.
-ALWAYS void tile_512(const struct gemm_tile *t, const int rows, const int vectors) {
+GEMM_INLINE void tile_512(const struct gemm_tile *t, const int rows, const int vectors) {
     __m512 c[GEMM_ROWS][3], w[3];
     __mmask16 mask = (__mmask16)(0xFFFFu >> (16 * vectors - t->n));
-#pragma GCC unroll 8
+    GEMM_UNROLL(8)
     for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) {
             __builtin_prefetch(t->c + i * t->ldc + 16 * j, 1);
             c[i][j] = t->init ? _mm512_maskz_loadu_ps(j == vectors - 1 ? mask : (__mmask16)0xFFFF,
@@ -25,27 +22,27 @@ ALWAYS void tile_512(const struct gemm_tile *t, const int rows, const int vector
     }
     int64_t row = t->x_row, step = t->x_k;
     const float *x0 = t->x, *x3 = x0 + 3 * row, *x6 = x0 + 6 * row, *p = t->panel;
-#pragma GCC unroll 4
+    GEMM_UNROLL(4)
     for (int64_t k = t->k; k > 0; k--) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) w[j] = _mm512_loadu_ps(p + 16 * j);
-#pragma GCC unroll 8
+        GEMM_UNROLL(8)
         for (int i = 0; i < rows; i++) {
             __m512 x = _mm512_set1_ps(i < 3 ? x0[i * row] : i < 6 ? x3[(i - 3) * row] : x6[(i - 6) * row]);
-#pragma GCC unroll 3
+            GEMM_UNROLL(3)
             for (int j = 0; j < vectors; j++) c[i][j] = _mm512_fmadd_ps(x, w[j], c[i][j]);
         }
         x0 += step, x3 += step, x6 += step, p += t->ld_panel;
     }
-#pragma GCC unroll 8
+    GEMM_UNROLL(8)
     for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) {
             _mm512_mask_storeu_ps(t->c + i * t->ldc + 16 * j, j == vectors - 1 ? mask : (__mmask16)0xFFFF, c[i][j]);
         }
     }
 }
-ALWAYS void tile_rows(const struct gemm_tile *t, const int vectors) {
+GEMM_INLINE void tile_rows(const struct gemm_tile *t, const int vectors) {
     switch (t->m) {
     case 1: tile_512(t, 1, vectors); break;
     case 2: tile_512(t, 2, vectors); break;
@@ -69,14 +66,14 @@ void gemm_tile_avx512(const struct gemm_tile *t) {
 #elif defined(VEC_AVX2)
 
 // 4 x 24 of the tile: 12 accumulators, 3 vectors of the panel, one broadcast: all sixteen registers.
-ALWAYS void tile_256(const struct gemm_tile *t, int row, int column, const int rows, const int vectors) {
+GEMM_INLINE void tile_256(const struct gemm_tile *t, int row, int column, const int rows, const int vectors) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(t->n - column - 8 * (vectors - 1)), lane);
     __m256 c[4][3], w[3];
     float *out = t->c + row * t->ldc + column;
-#pragma GCC unroll 4
+    GEMM_UNROLL(4)
     for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) {
             const float *init = t->init + (row + i) * t->ld_init + column + 8 * j;
             c[i][j] = !t->init           ? _mm256_setzero_ps()
@@ -86,21 +83,21 @@ ALWAYS void tile_256(const struct gemm_tile *t, int row, int column, const int r
     }
     int64_t ldx = t->x_row, step = t->x_k;
     const float *x = t->x + row * ldx, *p = t->panel + column;
-#pragma GCC unroll 4
+    GEMM_UNROLL(4)
     for (int64_t k = t->k; k > 0; k--) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) w[j] = _mm256_loadu_ps(p + 8 * j);
-#pragma GCC unroll 4
+        GEMM_UNROLL(4)
         for (int i = 0; i < rows; i++) {
             __m256 b = _mm256_broadcast_ss(x + i * ldx);
-#pragma GCC unroll 3
+            GEMM_UNROLL(3)
             for (int j = 0; j < vectors; j++) c[i][j] = _mm256_fmadd_ps(b, w[j], c[i][j]);
         }
         x += step, p += t->ld_panel;
     }
-#pragma GCC unroll 4
+    GEMM_UNROLL(4)
     for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 3
+        GEMM_UNROLL(3)
         for (int j = 0; j < vectors; j++) {
             if (j == vectors - 1)
                 _mm256_maskstore_ps(out + i * t->ldc + 8 * j, mask, c[i][j]);
@@ -109,7 +106,7 @@ ALWAYS void tile_256(const struct gemm_tile *t, int row, int column, const int r
         }
     }
 }
-ALWAYS void tile_columns(const struct gemm_tile *t, int row, const int rows) {
+GEMM_INLINE void tile_columns(const struct gemm_tile *t, int row, const int rows) {
     for (int column = 0; column < t->n; column += 24) {
         if (t->n - column > 16)
             tile_256(t, row, column, rows, 3);
@@ -179,12 +176,12 @@ void VEC_SUFFIX(gemm_round_panel)(float *panel, int64_t k) {
 
 // --- head: rows of logits. Tails are padded to whole vectors, so that the lanes are the same everywhere.
 
-ALWAYS v16 load_padded(const float *z, int64_t n, float pad) { // n < 16
+GEMM_INLINE v16 load_padded(const float *z, int64_t n, float pad) { // n < 16
     float t[16];
     for (int i = 0; i < 16; i++) t[i] = i < n ? z[i] : pad;
     return v16_load(t);
 }
-ALWAYS v16 capped(v16 z, float scale, float cap) {
+GEMM_INLINE v16 capped(v16 z, float scale, float cap) {
     z = v16_mul(z, v16_set1(scale));
     if (cap == 0.0f) return z;
     return v16_mul(v16_tanh(v16_div(z, v16_set1(cap))), v16_set1(cap));
@@ -223,7 +220,7 @@ void VEC_SUFFIX(gemm_softmax_row)(const float *z, int64_t n, float *largest, flo
     *sum = v16_sum(v16_add(total, check));
 }
 
-ALWAYS v16 softmax_bwd(v16 z, v16 largest, v16 coefficient, float scale, float cap) {
+GEMM_INLINE v16 softmax_bwd(v16 z, v16 largest, v16 coefficient, float scale, float cap) {
     v16 g = v16_mul(coefficient, v16_exp(v16_sub(z, largest)));
     if (cap != 0.0f) {
         v16 t = v16_div(z, v16_set1(cap));
