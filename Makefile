@@ -6,7 +6,7 @@ BUILD   ?= build
 OPT     ?= -O2
 SAN     ?=
 WARN     = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
-CFLAGS  += -std=c11 -D_GNU_SOURCE -g $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -I. -MMD -MP $(SAN)
+CFLAGS  += -std=c11 -D_GNU_SOURCE -g $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -I. -MMD -MP
 LDLIBS   = -lcjson -lyaml -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
 AVX2     = -O3 -mavx2 -mfma -mf16c -DVEC_AVX2
 AVX512   = -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -DVEC_AVX512
@@ -28,11 +28,12 @@ $(BUILD)/libgraft.a: $(OBJECTS)
 	@rm -f $@ && ar rcs $@ $^
 $(BUILD)/graft: $(BUILD)/train/main.o $(BUILD)/libgraft.a
 	@echo link $@
-	@$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
+	@$(CC) $(CFLAGS) $(SAN) -o $@ $^ $(LDLIBS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D) && echo cc $<
-	@$(CC) $(CFLAGS) -c -o $@ $<
-# Fast kernels are compiled once per instruction set; which one runs is decided by cpuid.
+	@$(CC) $(CFLAGS) $(SAN) -c -o $@ $<
+# Fast kernels are compiled once per instruction set; which one runs is decided by cpuid. They see no file, and sanitizers
+# would make their compilation take minutes: they go without.
 $(BUILD)/%.c.o: %.c
 	@mkdir -p $(@D) && echo cc $<
 	@$(CC) $(CFLAGS) -O3 -c -o $@ $<
@@ -47,15 +48,15 @@ $(BUILD)/%.bf16.o: %.c
 	@$(CC) $(CFLAGS) $(AVX512) -mavx512bf16 -c -o $@ $<
 $(BUILD)/tests/%: tests/%.c $(BUILD)/tests/harness.o $(BUILD)/tests/tiny.o $(BUILD)/libgraft.a
 	@mkdir -p $(@D) && echo cc $<
-	@$(CC) $(CFLAGS) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+	@$(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
 $(BUILD)/bench/%: bench/%.c $(BUILD)/libgraft.a
 	@mkdir -p $(@D) && echo cc $<
-	@$(CC) $(CFLAGS) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+	@$(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
 
 programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
 # The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input run on it.
 sanitized:
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all -Wno-format-truncation" \
 	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files)
 
 deps:

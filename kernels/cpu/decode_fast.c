@@ -9,7 +9,7 @@
 
 #include "kernels/cpu/words.h"
 
-#if defined(VEC_AVX512) || defined(VEC_AVX2)
+#if defined(VEC_AVX512) || defined(VEC_AVX2) || defined(__SANITIZE_ADDRESS__)
 #define DECODE    GEMM_INLINE
 #define UNROLL(n) GEMM_UNROLL(n)
 #else // plain C: nothing to gain

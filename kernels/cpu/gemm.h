@@ -133,7 +133,7 @@ struct gemm_isa {
 // unrolled by pragma, otherwise the compiler keeps the arrays in memory; under a sanitizer they stay loops, which
 // compiles ten times as fast.
 #if defined(__SANITIZE_ADDRESS__)
-#define GEMM_INLINE static inline
+#define GEMM_INLINE static __attribute__((noinline))
 #define GEMM_UNROLL(n)
 #else
 #define GEMM_INLINE       static inline __attribute__((always_inline))
