@@ -96,9 +96,6 @@ static int job_open(struct job *j, struct cpu_backend *b, const struct op_call *
                     struct error *err) {
     *j = (struct job){.b = b, .call = call, .w = workspace_layout(call, backward, b->base.threads)};
     if (tensor_bytes(&call->workspace) < j->w.total) return error_set(err, STATUS_INTERNAL, "workspace too small");
-    if (call->p.attention.head_dim > ATTENTION_MAX_DIM || call->p.attention.v_dim > ATTENTION_MAX_DIM) {
-        return error_set(err, STATUS_INTERNAL, "heads of more than %d dimensions", ATTENTION_MAX_DIM);
-    }
     j->workspace = cpu_at(b, &call->workspace);
     j->units = (int64_t *)(void *)(j->workspace + j->w.units);
     j->blocks = (int64_t *)(void *)(j->workspace + j->w.blocks);

@@ -10,7 +10,6 @@
 enum {
     ATTENTION_BLOCK = 64,    // queries and keys per block
     ATTENTION_SUBS = 4,      // blocks of queries (of one or several heads) that one forward unit carries
-    ATTENTION_MAX_DIM = 256, // of a head
 };
 
 struct attention_args {
