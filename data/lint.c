@@ -118,7 +118,7 @@ int lint_dataset(const struct dataset *d, const struct tokenizer *tokenizer, uin
         if (s->notes & NOTE_TRUNCATED) note(report, LINT_TRUNCATED, s);
         if (s->notes & NOTE_EMPTY_ANSWER) note(report, LINT_EMPTY_ANSWER, s);
         ends = ends || trains_end(s, eos);
-        known = known || s->rendered || eos >= 0;
+        known = known || s->rendered; // tokens alone may be pieces of text, which have no end of turn
         const struct sample **slot = slot_of(&seen, s);
         if (*slot)
             note(report, LINT_DUPLICATE, s);

@@ -115,7 +115,7 @@ TEST(rows_of_tokens) {
     struct lint_report r = lint(&w, row, NULL);
     check_only(&r, LINT_DOUBLE_BOS, 1, 1);
     r = lint(&w, "{\"input_ids\": [1, 2, 5, 7], \"labels\": [-100, -100, 5, 7]}", &d);
-    check_only(&r, LINT_EOT_NEVER_TRAINED, 1, 1);
+    CHECK_INT(r.findings[LINT_EOT_NEVER_TRAINED].count, 0); // pieces of text need no end of turn
     struct error err = {0};
     r = (struct lint_report){0};
     CHECK(lint_dataset(&d, NULL, 7, &r, &err) == 0); // without a tokenizer nothing is known about EOS
