@@ -1,10 +1,11 @@
 // What the packed GEMM reaches: the peak of fused multiply-adds, decoding rates, products of SmolLM2-135M's shapes, and
 // the speed of one generated token. Rates are the best of several repeats, medians in brackets where they matter.
-//   build/bench/gemm [peak|decode|product|token] [threads]
+//   build/bench/gemm [peak|decode|product|bf16|linear|token] [threads, -2 = 2 only] [instruction set]
 #include "kernels/alloc.h"
 #include "kernels/clock.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/kernels.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,12 +16,13 @@ struct set {
     const struct gemm_isa *gemm;
 };
 
-static int sets(struct set out[3]) { // the fastest first
+static int sets(struct set out[4]) { // the fastest first
     int n = 0;
 #if defined(__x86_64__)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-        out[n++] = (struct set){"avx512", &gemm_isa_avx512};
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) out[n++] = (struct set){"avx512bf16", &gemm_isa_avx512bf16};
+    if (avx512) out[n++] = (struct set){"avx512", &gemm_isa_avx512};
     if (avx2) out[n++] = (struct set){"avx2", &gemm_isa_avx2};
 #endif
     if (n == 0) out[n++] = (struct set){"c", &gemm_isa_c};
@@ -261,29 +263,102 @@ static void bench_token(const struct set *set, struct threads *threads, const st
     mem_free(t.head), mem_free(t.p.workspace);
 }
 
+// Whole linear groups of SmolLM2-135M with adapters of rank 16 on every part, forward and backward.
+struct group {
+    struct cpu_backend b;
+    struct op_call call;
+    struct weight weights[3];
+    bool backward;
+    size_t used;
+};
+static void run_group(void *context) {
+    struct group *g = context;
+    struct error err = {0};
+    int status = g->backward ? cpu_linear_group_backward(&g->b.base, &g->call, &err)
+                             : cpu_linear_group_forward(&g->b.base, &g->call, &err);
+    if (status) fprintf(stderr, "%s\n", err.text);
+}
+static struct tensor group_tensor(struct group *g, enum dtype dtype, int64_t rows, int64_t cols) {
+    struct tensor t = {.dtype = dtype, .rows = rows, .cols = cols, .ld = cols, .offset = g->used};
+    if (dtype == DTYPE_F32) {
+        float *f = (float *)(void *)(g->b.arena + g->used);
+        for (int64_t i = 0; i < rows * cols; i++) f[i] = (float)(i % 13) * 0.01f;
+    }
+    g->used += ((size_t)(rows * cols) * dtype_size(dtype) + 63) / 64 * 64;
+    return t;
+}
+static void bench_linear(const struct set *set, struct threads *threads) {
+    enum { T = 1024, R = 16, ARENA = 64 << 20 };
+    static const int64_t sizes[3][4] = {{576, 576, 192, 192}, {576, 1536, 1536, 0}, {1536, 576, 0, 0}}; // in, out
+    const struct cpu_isa isa = {.name = set->name, .gemm = set->gemm};
+    printf("\n%s, %d threads: linear groups at T %d, Q4_1: ms without adapters, with rank %d on every part\n",
+           set->name, threads_count(threads), T, R);
+    for (int i = 0; i < 3; i++) {
+        struct group g = {.b = {.arena = mem_map(ARENA), .arena_bytes = ARENA, .threads = threads, .isa = &isa}};
+        int64_t in = sizes[i][0];
+        double ms[2][2], flops = 0;
+        g.call = (struct op_call){.op = OP_LINEAR_GROUP, .in[0] = group_tensor(&g, DTYPE_F32, T, in)};
+        g.call.in[1] = group_tensor(&g, DTYPE_U32, T, 2);
+        g.call.grad_in[0] = group_tensor(&g, DTYPE_F32, T, in);
+        g.call.saved[0] = group_tensor(&g, DTYPE_F32, T, 3 * R);
+        for (int p = 0; p < 3 && sizes[i][p + 1]; p++) {
+            int64_t out = sizes[i][p + 1];
+            const struct quant_format *f = quant_format(QUANT_Q4_1);
+            g.weights[p] = (struct weight){f, out, in, packed(f, out, in), "bench", 0, 0};
+            g.call.out[p] = group_tensor(&g, DTYPE_F32, T, out);
+            g.call.grad_out[p] = group_tensor(&g, DTYPE_F32, T, out);
+            struct linear_part *part = &g.call.p.linear.parts[g.call.p.linear.n_parts++];
+            *part = (struct linear_part){.w = &g.weights[p]};
+            part->spans[0] = (struct lora_span){.row_end = T, .scale = 2, .u_begin = p * R};
+            part->spans[0].a = group_tensor(&g, DTYPE_F32, R, in),
+            part->spans[0].da = group_tensor(&g, DTYPE_F32, R, in);
+            part->spans[0].b = group_tensor(&g, DTYPE_F32, out, R),
+            part->spans[0].db = group_tensor(&g, DTYPE_F32, out, R);
+            flops += 2.0 * T * (double)(in * out);
+        }
+        g.call.workspace =
+            group_tensor(&g, DTYPE_U8, 1, (int64_t)cpu_linear_group_workspace(&g.call, true, threads_count(threads)));
+        for (int adapters = 0; adapters < 2; adapters++) {
+            for (int p = 0; p < g.call.p.linear.n_parts; p++) g.call.p.linear.parts[p].n_spans = adapters;
+            for (int back = 0; back < 2; back++) {
+                g.backward = back;
+                ms[adapters][back] = measure(run_group, &g).best * 1e3;
+            }
+        }
+        printf("%5lld -> %4lld, %lld parts: forward %6.2f %6.2f (+%.1f %%, base %.0f GF)  backward %6.2f %6.2f (+%.1f "
+               "%%)\n",
+               (long long)in, (long long)sizes[i][1], (long long)g.call.p.linear.n_parts, ms[0][0], ms[1][0],
+               100 * (ms[1][0] / ms[0][0] - 1), flops / ms[0][0] * 1e-6, ms[0][1], ms[1][1],
+               100 * (ms[1][1] / ms[0][1] - 1));
+        for (int p = 0; p < g.call.p.linear.n_parts; p++) mem_free((void *)(uintptr_t)g.weights[p].data);
+        mem_unmap(g.b.arena, ARENA);
+    }
+}
+
 int main(int argc, char **argv) {
-    const char *what = argc > 1 ? argv[1] : "";
+    const char *what = argc > 1 ? argv[1] : "", *only = argc > 3 ? argv[3] : "";
     int most = argc > 2 ? atoi(argv[2]) : 2;
-    struct set set[3];
+    bool all = !*what;
+    struct set set[4];
     int n = sets(set);
     struct buffers b = {mem_alloc((size_t)512 * 49152 * 4), mem_alloc((size_t)512 * 49152 * 4),
                         mem_alloc((size_t)512 * 49152 * 2)};
     if (!b.x || !b.c || !b.xb) return 1;
-    for (int64_t i = 0; i < (int64_t)512 * 49152; i++)
-        b.x[i] = (float)(i % 17) * 0.05f, b.xb[i] = bf16_from_float(b.x[i]);
-    double tops[3];
-    for (int i = 0; i < n; i++) {
-        tops[i] = peak(strcmp(set[i].name, "avx512") == 0);
-        printf("%s: peak %.1f GF per core\n", set[i].name, tops[i]);
+    for (int64_t i = 0; i < (int64_t)512 * 49152; i++) {
+        b.x[i] = (float)(i % 17) * 0.05f;
+        b.xb[i] = bf16_from_float(b.x[i]);
     }
-    bool all = !*what;
     for (int i = 0; i < n; i++) {
+        if (*only && strcmp(only, set[i].name) != 0) continue;
+        double top = peak(strncmp(set[i].name, "avx512", 6) == 0);
+        printf("%s: peak %.1f GF per core\n", set[i].name, top);
         if (all || strcmp(what, "decode") == 0) bench_decode(&set[i]);
-        for (int threads = 1; threads <= most; threads++) {
+        for (int threads = most < 0 ? -most : 1; threads <= abs(most); threads++) {
             struct threads *pool = threads_open(threads, NULL);
             if (!pool) return 1;
-            if (all || strcmp(what, "product") == 0) bench_products(&set[i], pool, &b, tops[i], false);
-            if (i == 0 && strcmp(what, "bf16") == 0) bench_products(&set[i], pool, &b, tops[i], true);
+            if (all || strcmp(what, "product") == 0) bench_products(&set[i], pool, &b, top, false);
+            if (strcmp(what, "bf16") == 0) bench_products(&set[i], pool, &b, top, true);
+            if (all || strcmp(what, "linear") == 0) bench_linear(&set[i], pool);
             if (all || strcmp(what, "token") == 0) bench_token(&set[i], pool, &b);
             threads_close(pool);
         }

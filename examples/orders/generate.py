@@ -549,7 +549,7 @@ class Item:
         """The item in running text."""
         first = self.color or self.product
         if self.old_qty is not None:
-            n = put(words_fix(dice, words), a=self.number(self.old_qty),
+            n = put(dice.deal(words["fix"]), a=self.number(self.old_qty),
                     b=self.number(self.qty))
         elif self.qty == 1 and self.words and dice.chance(0.6):
             n = a_or_an(first), "{n}"
@@ -559,7 +559,7 @@ class Item:
             return put("{n} {x}", n=n, x=self.noun())
         c = self.color, "{color}"
         if self.old_color is not None:
-            c = put(words_fix(dice, words), a=(self.old_color, "{color}"), b=c)
+            c = put(dice.deal(words["fix"]), a=(self.old_color, "{color}"), b=c)
         return put("{n} {c} {x}", n=n, c=c, x=self.noun())
 
     def line(self, dice, words, form):
@@ -579,10 +579,6 @@ class Item:
         return text
 
 
-def words_fix(dice, words):
-    return dice.deal(words["fix"])
-
-
 def join(parts, dice):
     """one / one and two / one, two and three"""
     text, mask = parts[-1]
@@ -595,8 +591,7 @@ def join(parts, dice):
 
 def tidy(text):
     """A closing dash before punctuation goes: "three -." -> "three."""
-    text = re.sub(r" -(?=[.,:?!\n]|$)", "", text)
-    return text
+    return re.sub(r" -(?=[.,:?!\n]|$)", "", text)
 
 
 def capital(pair):
@@ -657,19 +652,15 @@ def make_row(dice, split):
                    list=("".join(t for t, _ in lines),
                          "".join(m for _, m in lines)))
     else:
-        # A sentence that names the city or the date is only used if the mail
-        # has a date, and if the city is still to be named.
-        while True:
+        template = dice.deal(words["ask"][kind])
+        while "{date}" in template and not need_date:
             template = dice.deal(words["ask"][kind])
-            if "{date}" in template and not need_date:
-                continue
-            break
         phrases = [i.phrase(dice, words) for i in items]
         values = {"items": join(phrases, dice), "city": place}
         if when:
             values["date"] = when
         text = put(template, **values)
-        need_city = need_city and "{city}" not in template
+        need_city = "{city}" not in template
         need_date = need_date and "{date}" not in template
     body = [text]
     if need_date:
@@ -762,7 +753,7 @@ def sentences(mask):
     """The wordings in a masked mail or template: lower case, one slot sign for
     each kind of value, items as one slot, no punctuation.  Pieces that hold
     no word, only slots and item notation, are left out."""
-    s = re.sub(r"\n[-*] [^\n]*", " {items}\n", mask.lower())
+    s = re.sub(r"\n[-*] [^\n]*", " {items}\n", mask.lower()).replace(",\n", ", ")
     s = s.replace("{list}", " {items}")
     s = re.sub(r"\{(n|color|product|a|b|p)\}", "{items}", s)
     out = set()
@@ -783,12 +774,24 @@ def runs(mask, n):
     return out
 
 
+def dates_in(mail):
+    """All dates in a mail, whatever way they are written, in ISO form."""
+    found = [(y, m, d) for y, m, d in re.findall(r"(\d{4})-(\d\d)-(\d\d)", mail)]
+    found += [(y, m, d) for d, m, y in re.findall(r"(\d\d)\.(\d\d)\.(\d{4})", mail)]
+    names = "|".join(MONTHS)
+    found += [(y, MONTHS.index(m) + 1, d) for d, m, y in
+              re.findall(r"(\d+) (%s) (\d{4})" % names, mail)]
+    found += [(y, MONTHS.index(m) + 1, d) for m, d, y in
+              re.findall(r"(%s) (\d+)[a-z]*, (\d{4})" % names, mail)]
+    return {"%d-%02d-%02d" % tuple(map(int, x)) for x in found}
+
+
 def verify(splits):
     facts = {}
     for split, rows in splits.items():
         f = {k: set() for k in ("first name", "last name", "city", "date",
                                 "product and quantity", "sentence", "mail",
-                                "word run")}
+                                "template without slots", "word run")}
         for mail, mask, a in rows:
             assert list(a) == ["type", "customer", "items", "date", "priority"]
             assert mail not in f["mail"], "twice in %s: %s" % (split, mail)
@@ -797,8 +800,9 @@ def verify(splits):
             f["first name"].add(first)
             f["last name"].add(last)
             f["city"].add(a["customer"]["city"])
-            if a["date"]:
-                f["date"].add(a["date"])
+            dates = dates_in(mail)  # also those which the mail takes back
+            assert (a["date"] in dates) if a["date"] else not dates, mail
+            f["date"] |= dates
             for key, n in a["items"].items():
                 word, _, rest = key.partition(" ")
                 f["product and quantity"].add((rest if word in COLORS else key, n))
@@ -806,6 +810,8 @@ def verify(splits):
             f["word run"] |= runs(mask, MAX_SHARED_RUN + 1)
         for t in templates(WORDS[split]):
             f["sentence"] |= sentences(t)
+            f["template without slots"].add(
+                " ".join(re.findall(r"[\w']+", re.sub(r"\{\w+\}", " ", t.lower()))))
             f["word run"] |= runs(t, MAX_SHARED_RUN + 1)
         facts[split] = f
     names = list(splits)
@@ -820,10 +826,9 @@ def verify(splits):
         for t in names:
             if s == t:
                 continue
-            for kind in ("first name", "last name", "city"):
-                for value in facts[t][kind]:
-                    assert not re.search(r"\b%s\b" % re.escape(value), mails), \
-                        "%s %s of %s in a mail of %s" % (kind, value, t, s)
+            for value in FIRST[t] + LAST[t] + CITIES[t]:
+                assert not re.search(r"\b%s\b" % re.escape(value), mails), \
+                    "%s of %s in a mail of %s" % (value, t, s)
     old = {k for _, _, a in splits["train"] for k in base_products(a)}
     new = {k for _, _, a in splits["heldout"] for k in base_products(a)} - old
     assert len(new) >= 8, "too few unseen products"

@@ -77,10 +77,6 @@ static int64_t blocks_of(int64_t rows) {
     return (rows + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK;
 }
 
-static struct matrix matrix_of(const struct cpu_backend *b, const struct tensor *t) {
-    return (struct matrix){cpu_at(b, t), t->ld};
-}
-
 // Marks rows [begin, begin + count); false when they lie outside or one is marked already.
 static bool cover(uint8_t *covered, int64_t rows, int64_t begin, int64_t count) {
     if (begin < 0 || count < 0 || begin > rows || count > rows - begin) return false;
@@ -222,6 +218,7 @@ static void open_task(void *context, int64_t i, int thread) {
     (void)thread;
     for (int64_t t = i * ROWS_PER_TASK; t < (i + 1) * ROWS_PER_TASK && t < call->in[0].rows; t++) {
         if (j->q_covered[t]) j->b->isa->attention->delta(&j->args, call->p.attention.heads, t);
+        if (!tensor_present(&call->grad_in[0])) continue;
         if (call->in[0].dtype != DTYPE_F32) {
             memset(j->args.dq.p + (size_t)(t * j->args.dq.ld) * sizeof(float), 0,
                    (size_t)call->in[0].cols * sizeof(float));
@@ -289,7 +286,7 @@ int cpu_attention_backward(struct backend *backend, const struct op_call *call, 
     j.args.acc_k = call->acc[1];
     j.args.acc_v = call->acc[2];
     j.args.delta = (struct matrix){j.workspace + j.w.delta, call->p.attention.heads};
-    bool copy = call->in[0].dtype != DTYPE_F32;
+    bool copy = tensor_present(&call->grad_in[0]) && call->in[0].dtype != DTYPE_F32;
     if (copy) j.args.dq = (struct matrix){j.workspace + j.w.dq, call->in[0].cols};
     int64_t row_tasks = (call->in[0].rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
     threads_run(b->threads, row_tasks, open_task, &j);
@@ -299,6 +296,6 @@ int cpu_attention_backward(struct backend *backend, const struct op_call *call, 
         if (!call->acc[2]) zero_row(&call->grad_in[2], b, t);
     }
     threads_run(b->threads, plan_backward(&j), backward_task, &j);
-    if (copy && tensor_present(&call->grad_in[0])) threads_run(b->threads, row_tasks, close_task, &j);
+    if (copy) threads_run(b->threads, row_tasks, close_task, &j);
     return 0;
 }

@@ -2,14 +2,11 @@
 // keys, from a transposed copy of the keys; everything else has lanes over head dims. Each element of a product takes
 // one fused multiply-add after another in ascending inner index, so all instruction sets give the same bits.
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/activations.h"
 #include "kernels/cpu/isa.h"
 
 #include <sched.h>
-#include <stdbool.h>
 
-#include "kernels/cpu/vec.h"
-
-#define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
@@ -129,37 +126,6 @@ struct block {
     const float *p;
     int64_t ld;
 };
-
-INLINE v16 get16(const char *row, int64_t i, int64_t n, bool bf16) {
-    if (!bf16) {
-        const float *p = (const float *)(const void *)row + i;
-        return n >= 16 ? v16_load(p) : v16_load_n(p, (int)n);
-    }
-    const uint16_t *p = (const uint16_t *)(const void *)row + i;
-    if (n >= 16) return v16_load_bf16(p);
-    uint16_t t[16] = {0};
-    memcpy(t, p, (size_t)n * sizeof *t);
-    return v16_load_bf16(t);
-}
-
-INLINE void put16(char *row, int64_t i, int64_t n, v16 a, bool bf16) {
-    if (!bf16) {
-        float *p = (float *)(void *)row + i;
-        if (n >= 16)
-            v16_store(p, a);
-        else
-            v16_store_n(p, a, (int)n);
-        return;
-    }
-    uint16_t *p = (uint16_t *)(void *)row + i;
-    if (n >= 16) {
-        v16_store_bf16(p, a);
-        return;
-    }
-    uint16_t t[16];
-    v16_store_bf16(t, a);
-    memcpy(p, t, (size_t)n * sizeof *t);
-}
 
 INLINE char *row_at(const struct matrix *m, int64_t row, int64_t col, bool bf16) {
     return m->p + (row * m->ld + col) * (bf16 ? 2 : 4);
@@ -490,7 +456,8 @@ static void forward(const struct attention_args *a, const struct attention_unit 
         q[i] = block_of(&a->q, seq->q_begin + first, n, head * a->head_dim, a->head_dim, bf16, q_copy);
         state[i].o = q_copy + BLOCK * kp;
         state[i].lane = state[i].o + BLOCK * vp;
-        memset(state[i].o, 0, (size_t)(BLOCK * (vp + 16)) * sizeof(float));
+        memset(state[i].o, 0, (size_t)(n * vp) * sizeof(float));
+        memset(state[i].lane, 0, (size_t)(n * 16) * sizeof(float));
         for (int j = 0; j < BLOCK; j++) state[i].largest[j] = MINUS_LARGE;
         attention_visible(a, seq, first, &begin, &end);
         if (begin < lowest) lowest = begin;
@@ -574,9 +541,7 @@ INLINE void write_rows(const struct matrix *to, const float *from, int64_t ld, i
     for (int64_t i = 0; i < n && to->p; i++) {
         char *out = row_at(to, row + i, col, bf16);
         for (int64_t d = 0; d < dim; d += 16) {
-            v16 v = v16_load(from + i * ld + d);
-            if (acc) v = v16_add(get16(out, d, dim - d, bf16), v);
-            put16(out, d, dim - d, v, bf16);
+            put16_grad(out, d, dim - d, v16_load(from + i * ld + d), acc, bf16);
         }
     }
 }

@@ -35,10 +35,6 @@ static struct cpu_backend *self(struct backend *backend) {
     return (struct cpu_backend *)backend;
 }
 
-static struct matrix matrix_of(const struct cpu_backend *b, const struct tensor *t) {
-    return (struct matrix){cpu_at(b, t), t->ld};
-}
-
 static bool same_place(const struct tensor *a, const struct tensor *b) {
     return tensor_present(a) && tensor_present(b) && a->offset == b->offset;
 }

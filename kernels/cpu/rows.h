@@ -2,13 +2,17 @@
 // row ranges to the threads; rows_fast.c does the arithmetic.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/cpu/cpu.h"
 
 // A matrix in host memory as a row kernel sees it; p NULL = absent. Elements are of the block's dtype unless said.
 struct matrix {
     char *p;
     int64_t ld;
 };
+
+static inline struct matrix matrix_of(const struct cpu_backend *b, const struct tensor *t) {
+    return (struct matrix){cpu_at(b, t), t->ld};
+}
 
 struct norm_args {
     enum dtype dtype;

@@ -1,53 +1,7 @@
 // Row kernels: see rows.h. Activations are f32 or bf16, arithmetic is f32; each kernel is written once with `bf16` a
 // compile-time constant. Sums over a row use four vectors of 16 lanes in turn, then one fixed tree.
+#include "kernels/cpu/activations.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/rows.h"
-
-#include <stdbool.h>
-
-#include "kernels/cpu/vec.h"
-
-#define INLINE static inline __attribute__((always_inline))
-
-// Elements i .. i + n - 1 of a row, n <= 16; missing lanes are 0.
-INLINE v16 get(const char *row, int64_t i, int64_t n, bool bf16) {
-    if (!bf16) {
-        const float *p = (const float *)(const void *)row + i;
-        return n >= 16 ? v16_load(p) : v16_load_n(p, (int)n);
-    }
-    const uint16_t *p = (const uint16_t *)(const void *)row + i;
-    if (n >= 16) return v16_load_bf16(p);
-    uint16_t t[16] = {0};
-    memcpy(t, p, (size_t)n * sizeof *t);
-    return v16_load_bf16(t);
-}
-
-INLINE void put(char *row, int64_t i, int64_t n, v16 a, bool bf16) {
-    if (!bf16) {
-        float *p = (float *)(void *)row + i;
-        if (n >= 16)
-            v16_store(p, a);
-        else
-            v16_store_n(p, a, (int)n);
-        return;
-    }
-    uint16_t *p = (uint16_t *)(void *)row + i;
-    if (n >= 16) {
-        v16_store_bf16(p, a);
-        return;
-    }
-    uint16_t t[16];
-    v16_store_bf16(t, a);
-    memcpy(p, t, (size_t)n * sizeof *t);
-}
-
-INLINE void put_grad(char *row, int64_t i, int64_t n, v16 a, bool acc, bool bf16) {
-    put(row, i, n, acc ? v16_add(get(row, i, n, bf16), a) : a, bf16);
-}
-
-INLINE char *row_of(const struct matrix *m, int64_t row, bool bf16) {
-    return m->p + row * m->ld * (bf16 ? 2 : 4);
-}
 
 INLINE float *stat_of(const struct matrix *m, int64_t row) {
     return (float *)(void *)row_of(m, row, false);
@@ -78,7 +32,7 @@ INLINE float row_square(const char *x, int64_t cols, float mean, bool layer, boo
     for (int64_t d = 0; d < cols; d += 64) {
         for (int64_t j = 0; j < 4 && d + 16 * j < cols; j++) {
             int64_t i = d + 16 * j, n = cols - i;
-            v16 v = get(x, i, n, bf16);
+            v16 v = get16(x, i, n, bf16);
             if (layer) v = v16_mul(v16_sub(v, v16_set1(mean)), lanes(n));
             s.lane[j] = v16_fma(v, v, s.lane[j]);
         }
@@ -90,7 +44,7 @@ INLINE float row_mean(const char *x, int64_t cols, bool bf16) {
     struct sum s = sum_zero();
     for (int64_t d = 0; d < cols; d += 64) {
         for (int64_t j = 0; j < 4 && d + 16 * j < cols; j++) {
-            s.lane[j] = v16_add(s.lane[j], get(x, d + 16 * j, cols - d - 16 * j, bf16));
+            s.lane[j] = v16_add(s.lane[j], get16(x, d + 16 * j, cols - d - 16 * j, bf16));
         }
     }
     return sum_total(&s) / (float)cols;
@@ -102,11 +56,11 @@ INLINE void norm_apply(const struct norm_args *a, const char *x, char *y, float 
     v16 vr = v16_set1(rstd), vm = v16_set1(mean);
     for (int64_t d = 0; d < a->cols; d += 16) {
         int64_t n = a->cols - d;
-        v16 v = get(x, d, n, bf16);
+        v16 v = get16(x, d, n, bf16);
         if (layer) v = v16_sub(v, vm);
-        v = v16_mul(v16_mul(v, vr), get((const char *)a->w, d, n, false));
-        if (a->bias) v = v16_add(v, get((const char *)a->bias, d, n, false));
-        put(y, d, n, v, bf16);
+        v = v16_mul(v16_mul(v, vr), get16((const char *)a->w, d, n, false));
+        if (a->bias) v = v16_add(v, get16((const char *)a->bias, d, n, false));
+        put16(y, d, n, v, bf16);
     }
 }
 
@@ -118,7 +72,7 @@ INLINE void norm_rows(const struct norm_args *a, int64_t begin, int64_t end, boo
             char *s = row_of(&a->s, t, bf16);
             for (int64_t d = 0; d < a->cols; d += 16) {
                 int64_t n = a->cols - d;
-                put(s, d, n, v16_add(get(x, d, n, bf16), get(r, d, n, bf16)), bf16);
+                put16(s, d, n, v16_add(get16(x, d, n, bf16), get16(r, d, n, bf16)), bf16);
             }
             x = s;
         }
@@ -145,8 +99,8 @@ INLINE void norm_row_backward(const struct norm_args *a, int64_t t, bool layer, 
     for (int64_t d = 0; d < a->cols; d += 64) {
         for (int64_t j = 0; j < 4 && d + 16 * j < a->cols; j++) {
             int64_t i = d + 16 * j, n = a->cols - i;
-            v16 g = v16_mul(get(dy, i, n, bf16), get((const char *)a->w, i, n, false));
-            v16 v = get(x, i, n, bf16);
+            v16 g = v16_mul(get16(dy, i, n, bf16), get16((const char *)a->w, i, n, false));
+            v16 v = get16(x, i, n, bf16);
             if (layer) v = v16_sub(v, mean);
             sum_gn.lane[j] = v16_fma(g, v16_mul(v, rstd), sum_gn.lane[j]); // g is 0 in lanes past the end
             if (layer) sum_g.lane[j] = v16_add(sum_g.lane[j], g);
@@ -156,13 +110,13 @@ INLINE void norm_row_backward(const struct norm_args *a, int64_t t, bool layer, 
     v16 mean_g = v16_set1(layer ? sum_total(&sum_g) / (float)a->cols : 0.0f);
     for (int64_t d = 0; d < a->cols; d += 16) {
         int64_t n = a->cols - d;
-        v16 g = v16_mul(get(dy, d, n, bf16), get((const char *)a->w, d, n, false));
-        v16 v = get(x, d, n, bf16);
+        v16 g = v16_mul(get16(dy, d, n, bf16), get16((const char *)a->w, d, n, false));
+        v16 v = get16(x, d, n, bf16);
         if (layer) v = v16_sub(v, mean), g = v16_sub(g, mean_g);
         v16 grad = v16_mul(rstd, v16_sub(g, v16_mul(v16_mul(v, rstd), mean_gn)));
-        if (a->ds.p) grad = v16_add(get(row_of(&a->ds, t, bf16), d, n, bf16), grad);
-        if (a->dx.p) put_grad(row_of(&a->dx, t, bf16), d, n, grad, a->acc_x, bf16);
-        if (a->dr.p) put_grad(row_of(&a->dr, t, bf16), d, n, grad, a->acc_r, bf16);
+        if (a->ds.p) grad = v16_add(get16(row_of(&a->ds, t, bf16), d, n, bf16), grad);
+        if (a->dx.p) put16_grad(row_of(&a->dx, t, bf16), d, n, grad, a->acc_x, bf16);
+        if (a->dr.p) put16_grad(row_of(&a->dr, t, bf16), d, n, grad, a->acc_r, bf16);
     }
 }
 
@@ -215,8 +169,8 @@ INLINE void glu_rows(const struct glu_args *a, int64_t begin, int64_t end, bool 
         char *h = row_of(&a->h, t, bf16);
         for (int64_t d = 0; d < a->cols; d += 16) {
             int64_t n = a->cols - d;
-            struct activation f = activate(get(gate, d, n, bf16), gelu);
-            put(h, d, n, v16_mul(f.value, get(up, d, n, bf16)), bf16);
+            struct activation f = activate(get16(gate, d, n, bf16), gelu);
+            put16(h, d, n, v16_mul(f.value, get16(up, d, n, bf16)), bf16);
         }
     }
 }
@@ -226,11 +180,11 @@ INLINE void glu_rows_backward(const struct glu_args *a, int64_t begin, int64_t e
         const char *gate = row_of(&a->gate, t, bf16), *up = row_of(&a->up, t, bf16), *dh = row_of(&a->dh, t, bf16);
         for (int64_t d = 0; d < a->cols; d += 16) {
             int64_t n = a->cols - d;
-            struct activation f = activate(get(gate, d, n, bf16), gelu);
-            v16 g = get(dh, d, n, bf16), u = get(up, d, n, bf16); // read before a gradient is written over them
+            struct activation f = activate(get16(gate, d, n, bf16), gelu);
+            v16 g = get16(dh, d, n, bf16), u = get16(up, d, n, bf16); // read before a gradient is written over them
             if (a->dgate.p)
-                put_grad(row_of(&a->dgate, t, bf16), d, n, v16_mul(v16_mul(g, u), f.slope), a->acc_gate, bf16);
-            if (a->dup.p) put_grad(row_of(&a->dup, t, bf16), d, n, v16_mul(g, f.value), a->acc_up, bf16);
+                put16_grad(row_of(&a->dgate, t, bf16), d, n, v16_mul(v16_mul(g, u), f.slope), a->acc_gate, bf16);
+            if (a->dup.p) put16_grad(row_of(&a->dup, t, bf16), d, n, v16_mul(g, f.value), a->acc_up, bf16);
         }
     }
 }
@@ -271,9 +225,9 @@ INLINE void rope_pairs(const struct rope_args *a, const char *x, char *y, const 
         for (int64_t head = 2 * first; head < a->cols; head += a->head_dim) {
             for (int64_t j = 0; j < 2 * count; j += 16) {
                 int64_t n = 2 * count - j;
-                v16 v = get(x, head + j, n, bf16), vc = get((const char *)c, j, n, false);
-                v16 vs = get((const char *)s, j, n, false);
-                put_grad(y, head + j, n, v16_add(v16_mul(v, vc), v16_mul(v16_swap(v), vs)), a->acc, bf16);
+                v16 v = get16(x, head + j, n, bf16), vc = get16((const char *)c, j, n, false);
+                v16 vs = get16((const char *)s, j, n, false);
+                put16_grad(y, head + j, n, v16_add(v16_mul(v, vc), v16_mul(v16_swap(v), vs)), a->acc, bf16);
             }
         }
     }
@@ -286,11 +240,11 @@ INLINE void rope_halves(const struct rope_args *a, const char *x, char *y, const
     for (int64_t head = 0; head < a->cols; head += a->head_dim) {
         for (int64_t j = 0; j < half; j += 16) {
             int64_t n = half - j;
-            v16 c = get((const char *)cosine, j, n, false), s = get((const char *)sine, j, n, false);
+            v16 c = get16((const char *)cosine, j, n, false), s = get16((const char *)sine, j, n, false);
             if (a->inverse) s = v16_sub(v16_zero(), s);
-            v16 x0 = get(x, head + j, n, bf16), x1 = get(x, head + half + j, n, bf16);
-            put_grad(y, head + j, n, v16_sub(v16_mul(x0, c), v16_mul(x1, s)), a->acc, bf16);
-            put_grad(y, head + half + j, n, v16_add(v16_mul(x1, c), v16_mul(x0, s)), a->acc, bf16);
+            v16 x0 = get16(x, head + j, n, bf16), x1 = get16(x, head + half + j, n, bf16);
+            put16_grad(y, head + j, n, v16_sub(v16_mul(x0, c), v16_mul(x1, s)), a->acc, bf16);
+            put16_grad(y, head + half + j, n, v16_add(v16_mul(x1, c), v16_mul(x0, s)), a->acc, bf16);
         }
     }
 }
@@ -308,7 +262,7 @@ INLINE void rope_rows(const struct rope_args *a, int64_t begin, int64_t end, boo
         for (int64_t head = 0; head < a->cols; head += a->head_dim) {
             for (int64_t j = a->rotary_dim; j < a->head_dim; j += 16) {
                 int64_t n = a->head_dim - j;
-                put_grad(y, head + j, n, get(x, head + j, n, bf16), a->acc, bf16);
+                put16_grad(y, head + j, n, get16(x, head + j, n, bf16), a->acc, bf16);
             }
         }
     }
@@ -330,9 +284,9 @@ INLINE void pass_rows(const struct pass_args *a, int64_t begin, int64_t end, boo
         char *y = row_of(&a->y, t, y_bf16);
         for (int64_t d = 0; d < a->cols; d += 16) {
             int64_t n = a->cols - d;
-            v16 v = get(x, d, n, x_bf16);
-            if (r) v = v16_add(v, get(r, d, n, x_bf16));
-            put_grad(y, d, n, v, a->acc, y_bf16);
+            v16 v = get16(x, d, n, x_bf16);
+            if (r) v = v16_add(v, get16(r, d, n, x_bf16));
+            put16_grad(y, d, n, v, a->acc, y_bf16);
         }
     }
 }
@@ -357,17 +311,17 @@ static void adamw(const void *args, int64_t begin, int64_t end) {
     v16 beta1 = v16_set1(a->beta1), beta2 = v16_set1(a->beta2);
     for (int64_t i = begin; i < end; i += 16) {
         int n = end - i < 16 ? (int)(end - i) : 16;
-        v16 g = v16_mul(get((const char *)a->sum, i, n, false), v16_set1(a->scale));
-        v16 m = v16_mul(get((const char *)a->m, i, n, false), beta1);
-        v16 v = v16_mul(get((const char *)a->v, i, n, false), beta2);
-        v16 p = v16_mul(get((const char *)a->param, i, n, false), v16_set1(a->decay));
+        v16 g = v16_mul(get16((const char *)a->sum, i, n, false), v16_set1(a->scale));
+        v16 m = v16_mul(get16((const char *)a->m, i, n, false), beta1);
+        v16 v = v16_mul(get16((const char *)a->v, i, n, false), beta2);
+        v16 p = v16_mul(get16((const char *)a->param, i, n, false), v16_set1(a->decay));
         m = v16_fma(v16_set1(a->one_minus_beta1), g, m);
         v = v16_fma(v16_mul(v16_set1(a->one_minus_beta2), g), g, v);
         v16 denominator = v16_add(v16_div(v16_sqrt(v), v16_set1(a->sqrt_bias2)), v16_set1(a->eps));
         p = v16_sub(p, v16_mul(v16_set1(a->step_size), v16_div(m, denominator)));
-        put((char *)a->m, i, n, m, false);
-        put((char *)a->v, i, n, v, false);
-        put((char *)a->param, i, n, p, false);
+        put16((char *)a->m, i, n, m, false);
+        put16((char *)a->v, i, n, v, false);
+        put16((char *)a->param, i, n, p, false);
     }
 }
 

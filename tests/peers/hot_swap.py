@@ -37,6 +37,7 @@ def serve(model, adapters, threads, slots):
     # Float32 keys and values, plain attention: both defaults work in half precision, which alone costs up to 2e-2.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # no spinning: other processes may share the cores
     params.cache_ram_mib = 0
     params.warmup = False
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in adapters]
@@ -219,15 +220,20 @@ def check_server(checks, name, model, adapter, damaged, off, on, folder, exact):
             checks.check(f"{name}, on: moves answers as ours does", good, figure)
         checks.check(f"{name}: 300 positions or more", len(got_on) >= 300, str(len(got_on)))
 
+        some = ROWS // 2 if exact else ROWS  # exact numbers tell soon; a slope wants many
+        count = len(trained_values(on[:some]))
         for i, how in enumerate(damaged, 1):
             server.scale(i)
-            got = server.logprobs(on)
-            error = errors(got, want_on)
-            good, figure = (near(error), spread(error)) if exact else share(want_off, want_on, got_off, got)
+            got = server.logprobs(on[:some])
+            error = errors(got, want_on[:count])
+            good, figure = near(error), spread(error)
+            if not exact:
+                good, figure = share(want_off, want_on, got_off, got)
             checks.must_fail(f"{name}, {how}", good, figure)
 
         server.scale(None)
-        again = errors(server.logprobs(off), got_off).max()
+        got = server.logprobs(off[:2])
+        again = errors(got, got_off[: len(got)]).max()
         checks.check(f"{name}: off again, the same answers as before", again <= SAME, f"largest difference {again:.1e}")
         chosen = [{"id": 0, "scale": 1.0}]
         named = [server.logprob(row["ids"], p, slot, lora=chosen) for slot, (row, p) in enumerate(zip(on, firsts))]
