@@ -246,7 +246,7 @@ static void linear_world(struct world *w, const struct linear_case *c) {
         part->w = weight_new(w, c->format[i], c->out[i], c->in);
         if (c->bias && i != 1) part->bias = weight_new(w, QUANT_F32, 1, c->out[i]);
         if (c->ranks[i]) {
-            int64_t begin = c->partial ? 5 : 0, end = c->partial ? c->t - 6 : c->t,
+            int64_t begin = c->partial ? 5 + 2 * i : 0, end = c->partial ? c->t - 6 : c->t,
                     middle = c->two_spans ? c->t / 3 : end;
             add_span(w, c, part, c->ranks[i], begin, middle, &columns);
             if (c->two_spans) {
@@ -358,6 +358,14 @@ static const struct linear_case linear_cases[] = {
      .partial = true,
      .dropout = 0.1f,
      .acc = true,
+     .ranks = {5, 9},
+     .missing_dy = -1},
+    {.name = "partial rows",
+     .t = 60,
+     .in = 96,
+     .out = {64, 70},
+     .format = {QUANT_Q5_1, QUANT_F16},
+     .partial = true,
      .ranks = {5, 9},
      .missing_dy = -1},
     {.name = "one adapter on two ranges",
@@ -577,20 +585,23 @@ TEST(head_refuses_targets_outside) {
 
 // NaN somewhere in a row of logits must not pass for a number.
 TEST(head_shows_nan) {
-    struct world w;
-    struct head_case c = {
-        .dtype = DTYPE_F32, .t = 3, .d = 32, .v = 50, .chunk = 4, .format = QUANT_F32, .scale = 1, .fused = true};
-    head_world(&w, &c);
-    float nan = NAN;
-    memcpy(w.packed[0] + 49 * 32 * 4, &nan, 4); // column 49 of the logits, nobody's target
-    for (int i = 0; i < 3; i++) ((int32_t *)(void *)(w.before + w.call.in[1].offset))[2 * i] = 3;
-    set_workspace(&w, cpu_token_logprob_workspace(&w.call, false, 1));
-    static const struct cpu_isa isa = {.name = "c", .gemm = &gemm_isa_c};
-    uint8_t *after = run(&w, &isa, 1, cpu_token_logprob_forward);
-    CHECK(isnan(element(after, &w.call.out[0], 0, 0)));
-    CHECK(isnan(element(after, &w.call.saved[0], 0, 5)));
-    mem_unmap(after, ARENA);
-    world_close(&w);
+    static const int columns[] = {5, 49}; // in a whole vector of logits, in the rest of the row; nobody's target
+    for (int i = 0; i < 2; i++) {
+        struct world w;
+        struct head_case c = {
+            .dtype = DTYPE_F32, .t = 3, .d = 32, .v = 50, .chunk = 4, .format = QUANT_F32, .scale = 1, .fused = true};
+        head_world(&w, &c);
+        float nan = NAN;
+        memcpy(w.packed[0] + columns[i] * 32 * 4, &nan, 4);
+        for (int t = 0; t < 3; t++) ((int32_t *)(void *)(w.before + w.call.in[1].offset))[2 * t] = 3;
+        set_workspace(&w, cpu_token_logprob_workspace(&w.call, false, 1));
+        static const struct cpu_isa isa = {.name = "c", .gemm = &gemm_isa_c};
+        uint8_t *after = run(&w, &isa, 1, cpu_token_logprob_forward);
+        CHECK(isnan(element(after, &w.call.out[0], 0, 0)));
+        CHECK(isnan(element(after, &w.call.saved[0], 0, 5)));
+        mem_unmap(after, ARENA);
+        world_close(&w);
+    }
 }
 
 TEST(logits) {
