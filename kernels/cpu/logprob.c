@@ -13,13 +13,15 @@
 #include <math.h>
 #include <string.h>
 
+enum { STRETCH = 1024 }; // rows of the vocabulary whose products are summed in one chain
+
 struct head {
     const struct cpu_backend *b;
     const struct op_call *call;
     bool bf16, forward, with_gradient;
     void *gemm_workspace;
     float *logits;                // (chunk, V); its gradient, as bf16 in the first half of each row in bf16 mode
-    float *dh;                    // (chunk, D)
+    float *dh, *part;             // (chunk, D): the gradient of h, and what one stretch of the vocabulary adds to it
     uint8_t *h;                   // (chunk, D), gathered, in the dtype of in[0]
     float *g, *s;                 // (T): of the rows that count
     int32_t *rows;                // (T): rows that count
@@ -33,7 +35,7 @@ static size_t aligned(size_t bytes) {
 }
 
 struct layout {
-    size_t logits, dh, h, g, s, rows, total;
+    size_t logits, dh, part, h, g, s, rows, total;
 };
 static struct layout layout_of(const struct op_call *call, int threads) {
     size_t t = (size_t)call->in[0].rows, d = (size_t)call->in[0].cols, v = (size_t)call->p.logprob.w->rows;
@@ -41,7 +43,8 @@ static struct layout layout_of(const struct op_call *call, int threads) {
     struct layout l;
     l.logits = aligned(gemm_workspace_bytes(threads));
     l.dh = l.logits + aligned(chunk * v * sizeof(float));
-    l.h = l.dh + aligned(chunk * d * sizeof(float));
+    l.part = l.dh + aligned(chunk * d * sizeof(float));
+    l.h = l.part + aligned(chunk * d * sizeof(float));
     l.g = l.h + aligned(chunk * d * dtype_size(call->in[0].dtype));
     l.s = l.g + aligned(t * sizeof(float));
     l.rows = l.s + aligned(t * sizeof(float));
@@ -65,6 +68,7 @@ static void head_open(struct head *h, const struct cpu_backend *b, const struct 
     *h = (struct head){.b = b, .call = call, .bf16 = call->in[0].dtype == DTYPE_BF16, .gemm_workspace = workspace};
     h->logits = (float *)(void *)(workspace + l.logits);
     h->dh = (float *)(void *)(workspace + l.dh);
+    h->part = (float *)(void *)(workspace + l.part);
     h->h = workspace + l.h;
     h->g = (float *)(void *)(workspace + l.g);
     h->s = (float *)(void *)(workspace + l.s);
@@ -159,13 +163,43 @@ static void scatter_row(void *context, int64_t i, int thread) {
         memcpy(to, from, (size_t)d * sizeof *from);
 }
 
+static void add_part(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct head *h = context;
+    int64_t d = h->call->in[0].cols;
+    for (int64_t j = 0; j < d; j++) h->dh[i * d + j] += h->part[i * d + j];
+}
+
+// dh = dz W. One chain of additions over a whole vocabulary would lose three digits, so stretches of it are summed from
+// zero and then added.
+static void hidden_gradient(struct head *h) {
+    const struct weight *w = h->call->p.logprob.w;
+    struct gemm_source source = gemm_source_weight(w, false);
+    struct gemm_term term = {.x_bf16 = h->bf16,
+                             .bf16 = h->bf16,
+                             .x_row = h->bf16 ? 2 * w->rows : w->rows,
+                             .x_k = 1,
+                             .row_end = h->count,
+                             .sources = &source,
+                             .n_sources = 1};
+    struct gemm_job job = {.m = h->count, .n = w->cols, .ldc = w->cols, .scale = 1, .n_terms = 1, .terms = &term};
+    for (int64_t v = 0; v < w->rows; v += STRETCH) {
+        term.k = w->rows - v < STRETCH ? w->rows - v : STRETCH;
+        term.x = (const uint8_t *)h->logits + (size_t)v * (h->bf16 ? sizeof(uint16_t) : sizeof(float));
+        job.c = v == 0 ? h->dh : h->part;
+        gemm_run(h->b->threads, h->b->isa->gemm, &job, 1, h->gemm_workspace);
+        if (v > 0) threads_run(h->b->threads, h->count, add_part, h);
+        source.data += STRETCH * source.stride;
+    }
+}
+
 // All rows that count, chunk by chunk.
 static void run_chunks(struct head *h) {
     const struct op_call *call = h->call;
     const struct weight *w = call->p.logprob.w;
     struct threads *threads = h->b->threads;
     const struct gemm_isa *isa = h->b->isa->gemm;
-    struct gemm_source forward = gemm_source_weight(w, true), backward = gemm_source_weight(w, false);
+    struct gemm_source forward = gemm_source_weight(w, true);
     for (; h->begin < h->n_rows; h->begin += h->count) {
         h->count =
             h->n_rows - h->begin < call->p.logprob.chunk_rows ? h->n_rows - h->begin : call->p.logprob.chunk_rows;
@@ -185,18 +219,7 @@ static void run_chunks(struct head *h) {
         gemm_run(threads, isa, &job, 1, h->gemm_workspace);
         threads_run(threads, h->count, softmax_row, h);
         if (!h->with_gradient) continue;
-        term = (struct gemm_term){.x = h->logits,
-                                  .x_bf16 = h->bf16,
-                                  .bf16 = h->bf16,
-                                  .x_row = h->bf16 ? 2 * w->rows : w->rows,
-                                  .x_k = 1,
-                                  .k = w->rows,
-                                  .row_end = h->count,
-                                  .sources = &backward,
-                                  .n_sources = 1};
-        job = (struct gemm_job){
-            .m = h->count, .n = w->cols, .c = h->dh, .ldc = w->cols, .scale = 1, .n_terms = 1, .terms = &term};
-        gemm_run(threads, isa, &job, 1, h->gemm_workspace);
+        hidden_gradient(h);
         threads_run(threads, h->count, scatter_row, h);
     }
 }

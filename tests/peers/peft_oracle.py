@@ -19,8 +19,8 @@ from peer import Checks, load_file
 TOLERANCE = 1e-4  # of the largest value: logits, gradients
 LOSS_TOLERANCE = 2e-5  # relative: loss of one micro-batch
 STEP_TOLERANCE = 1e-3  # relative: loss of each step
-NORM_TOLERANCE = 5e-3  # relative: gradient norm of each step
-WAY_TOLERANCE = 1e-2  # adapter after the last step, of the way it moved: AdamW enlarges noise where gradients are tiny
+NORM_TOLERANCE = 2e-3  # relative: gradient norm of each step
+WAY_TOLERANCE = 1e-3  # adapter after the last step, of the way it moved: AdamW enlarges noise where gradients are tiny
 STEPS, ACCUMULATION, WARMUP, LEARNING_RATE, WEIGHT_DECAY = 30, 2, 5, 2e-3, 0.01
 ADAPTERS = {
     "all": {"seed": 1, "r": 8, "alpha": 20, "targets": peer.LINEARS},
@@ -137,8 +137,8 @@ def gradient_errors(want, got):
 
 
 def compare_step(want, got, peer32):
-    """(name, good, figure) for the loss, the logits where dumped, and the gradients, against the peer in float64.  Where
-    the peer itself is further off in float32 than the tolerance, we may be as far off as it is."""
+    """(name, good, figure) for the loss, the logits where dumped, and the gradients, against the peer in float64: in
+    float32 it is itself further from the truth than the tolerance."""
     results = []
     if got.get("loss") is None or got["loss"].numel() != 1:
         return [("loss", False, "no loss in the dump")]
@@ -160,8 +160,7 @@ def compare_step(want, got, peer32):
     peer_own, _, peer_all = gradient_errors(want, peer32)
     figure = f"{len(names)} tensors, worst {own:.1e} of its own largest ({where.removeprefix('grad.base_model.model.model.')}), "
     figure += f"{all_:.1e} of the largest of all; PEFT in float32 {peer_own:.1e}, {peer_all:.1e}"
-    good = own <= max(TOLERANCE, peer_own) and all_ <= max(TOLERANCE, peer_all)
-    results.append(("gradients", good, figure) if good or own > 2e-3 or all_ > 1e-3 else ("gradients", None, figure))
+    results.append(("gradients", own <= TOLERANCE, figure))
     return results
 
 
@@ -211,13 +210,13 @@ def check_steps(checks, tok):
         got = dump_step(config, logits=True)
         checks.check(f"{kind}: logits dumped", "logits" in got)
         for name, good, figure in compare_step(want, got, peer32):
-            checks.goal(f"{kind}: {name}", good, good is None, figure)
+            checks.check(f"{kind}: {name}", good, figure)
 
         packed = peer.fresh_folder(f"step-{kind}-packed")
         shape = {"micro_batch_size": 1, "sequence_len": 192, "sample_packing": True}
         got_packed = dump_step(step_config(packed, rows, folder / "adapter", spec, **shape))
         for name, good, figure in compare_step(want, got_packed, peer32):
-            checks.goal(f"{kind}, packed: {name}", good, good is None, figure)
+            checks.check(f"{kind}, packed: {name}", good, figure)
         if kind != "all":
             continue
 
