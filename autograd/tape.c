@@ -124,7 +124,7 @@ static int enter(struct tape *tape, int segment, int direction, struct error *er
     if (segment == tape->segment) return 0;
     if (tape_segment_done(tape, err)) return -1;
     if (segment > SEGMENT_RESIDENT && acquire(tape, segment, direction, err)) return -1;
-    tape->segment = segment;
+    tape->segment = tape->device->segment = segment;
     return 0;
 }
 

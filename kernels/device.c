@@ -4,6 +4,7 @@
 #include "kernels/alloc.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 int device_open_recording(struct device *device, int threads, struct error *err) {
@@ -64,6 +65,55 @@ static int touched(const struct op_call *call, uint32_t *ids) {
     return n;
 }
 
+// --- checking mode
+
+// The first row of `t` that holds NaN or infinity; -1 = none.
+static int find_row(struct device *device, const struct tensor *t, int64_t *row, struct error *err) {
+    enum { PIECE = 1024 };
+    uint8_t piece[PIECE * sizeof(float)];
+    size_t size = dtype_size(t->dtype);
+    *row = -1;
+    if (t->dtype != DTYPE_F32 && t->dtype != DTYPE_BF16) return 0;
+    for (int64_t i = 0; i < t->rows; i++) {
+        for (int64_t from = 0; from < t->cols; from += PIECE) {
+            int64_t n = t->cols - from < PIECE ? t->cols - from : PIECE;
+            struct tensor part = tensor_cols(tensor_rows(*t, i, i + 1), from, from + n);
+            if (device->backend->class->read(device->backend, piece, part, (size_t)n * size, err)) return -1;
+            for (int64_t j = 0; j < n; j++) {
+                float x;
+                uint16_t half;
+                memcpy(&half, piece + 2 * j, 2);
+                if (t->dtype == DTYPE_F32)
+                    memcpy(&x, piece + 4 * j, 4);
+                else
+                    x = bf16_to_float(half);
+                if (isfinite(x)) continue;
+                *row = i;
+                return 0;
+            }
+        }
+    }
+    return 0;
+}
+
+static int check_results(struct device *device, const struct op_call *call, bool backward, struct error *err) {
+    struct nonfinite *w = device->watch;
+    int64_t row;
+    for (int i = 0; i < (backward ? OP_MAX_IN : OP_MAX_OUT) && !w->found; i++) {
+        if (find_row(device, backward ? &call->grad_in[i] : &call->out[i], &row, err)) return -1;
+        if (row >= 0) *w = (struct nonfinite){true, backward, call->op, device->segment, row};
+    }
+    for (int p = 0; call->op == OP_LINEAR_GROUP && backward && p < call->p.linear.n_parts; p++) {
+        const struct linear_part *part = &call->p.linear.parts[p];
+        for (int s = 0; s < 2 * part->n_spans && !w->found; s++) {
+            const struct lora_span *span = &part->spans[s / 2];
+            if (find_row(device, s % 2 ? &span->db : &span->da, &row, err)) return -1;
+            if (row >= 0) *w = (struct nonfinite){true, true, call->op, device->segment, -1};
+        }
+    }
+    return 0;
+}
+
 enum direction { FORWARD, RECOMPUTE, BACKWARD };
 
 static int run(struct device *device, struct op_call *call, enum direction direction, struct error *err) {
@@ -96,6 +146,7 @@ static int run(struct device *device, struct op_call *call, enum direction direc
                          backward ? "backward" : "forward");
     }
     if (function(b, call, err)) return error_prefix(err, "%s", op_table[call->op].name);
+    if (device->watch && !device->watch->found && check_results(device, call, backward, err)) return -1;
     device->flops += op_flops(call, backward);
     plan_call(device->plan);
     size_t offset, bytes;

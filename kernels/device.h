@@ -5,11 +5,21 @@
 #include "kernels/backend.h"
 #include "kernels/plan.h"
 
+// Where the first number that is not finite came up.
+struct nonfinite {
+    bool found, backward;
+    enum op op;
+    int segment; // weights.h
+    int64_t row; // of the op's output; -1 = in the gradient of an adapter, which belongs to no row
+};
+
 struct device {
     struct backend *backend; // owned
     struct plan *plan;       // owned; shared between the recording and the real device through device_start
     int planned_threads;     // threads of the backend that will run (workspace sizes)
     double flops;            // counted over all calls since the caller last zeroed it
+    int segment;             // the running weight segment, set by the tape
+    struct nonfinite *watch; // checking mode: every op is waited for and its results looked at; NULL = off. Borrowed
 };
 
 // A device that records. `threads` as for the backend that will run later.

@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import time
 BUILD = os.environ.get("BUILD", "build")
 GRAFT = os.environ.get("GRAFT", f"{BUILD}/graft")
 REAL = "cache/SmolLM2-135M-Instruct.Q4_1.gguf"
+NUMERIC = 79
 work = tempfile.mkdtemp(prefix="graft-program-")
 cases = []
 
@@ -122,6 +125,36 @@ def truncated_base():
         with open(f"{t}/cut.gguf", "wb") as f:
             f.write(data[:n])
         expect(65, "cut.gguf", args=["plan", f"{t}/config.yml", f"base_model={t}/cut.gguf"])
+
+
+def tensor_place(data, name):
+    """Where a tensor's bytes begin in a GGUF file: its place behind the descriptions, the last of which ends the header."""
+    begins = {}
+    for m in re.finditer(rb"(?:blk\.\d+\.)?[a-z_]+\.weight", data):
+        n = struct.unpack_from("<I", data, m.end())[0]
+        if n in (1, 2):
+            end = m.end() + 4 + 8 * n + 12
+            begins[m.group().decode()] = struct.unpack_from("<Q", data, end - 8)[0]
+    return (end + 31) // 32 * 32 + begins[name]
+
+
+@case
+def nonfinite_is_named():
+    """A NaN in one norm of the base: the update is skipped, layer, op and row are named, and the run ends with 79."""
+    t = tiny("nonfinite")
+    with open(f"{t}/tiny.gguf", "rb") as f:
+        data = bytearray(f.read())
+    struct.pack_into("<f", data, tensor_place(data, "blk.1.ffn_norm.weight") + 4 * 5, float("nan"))
+    with open(f"{t}/tiny.gguf", "wb") as f:
+        f.write(data)
+    said = []
+    for env in ({}, {"GRAFT_BACKEND": "late"}, {"GRAFT_CPU": "c"}):
+        r = expect(NUMERIC, "3 gradients in a row", "layer 1, add_norm forward, data row", "no checkpoint",
+                   args=["train", f"{t}/config.yml", "--overwrite"], env=env)
+        said.append([line for line in r.stderr.splitlines() if "begins at" in line])
+        check(len(said[-1]) == 3, f"{len(said[-1])} lines: {r.stderr[-500:]}")
+    check(said[0] == said[1] == said[2], f"not the same place: {said}")
+    check(all(row["loss"] is None for row in log(f"{t}/out")), "NaN in log.jsonl")
 
 
 @case

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,24 +49,25 @@ static int64_t logging_interval(const struct trainer *t) {
 
 // --- one step
 
-// Where a step's micro-batches lie: pure function of the step, so that resume needs nothing else.
-struct place {
-    int64_t epoch, first, count; // micro-batches [first, first + count) of the epoch
-    bool epoch_end;
-};
-
-static int locate(struct trainer *t, int64_t step, struct place *p, struct error *err) {
-    int64_t accumulate = t->config->gradient_accumulation_steps;
+static int locate(struct trainer *t, int64_t number, struct trainer_step *out, struct error *err) {
+    int64_t accumulate = t->config->gradient_accumulation_steps, step = number;
     for (int64_t epoch = 0;; epoch++) {
         int64_t micro = loader_count(t->loader, epoch, err);
         if (micro < 0) return -1;
         int64_t steps = (micro + accumulate - 1) / accumulate;
-        if (step < steps) {
-            int64_t left = micro - step * accumulate;
-            *p = (struct place){epoch, step * accumulate, left < accumulate ? left : accumulate, step + 1 == steps};
-            return 0;
+        if (step >= steps) {
+            step -= steps;
+            continue;
         }
-        step -= steps;
+        int64_t left = micro - step * accumulate;
+        *out = (struct trainer_step){.step = number,
+                                     .epoch = epoch,
+                                     .first = step * accumulate,
+                                     .count = left < accumulate ? left : accumulate,
+                                     .epoch_end = step + 1 == steps,
+                                     .lr = schedule_lr(&t->schedule, number)};
+        for (int64_t i = 0; i < out->count; i++) out->weight += loader_weight(t->loader, epoch, out->first + i, err);
+        return 0;
     }
 }
 
@@ -89,26 +91,30 @@ static int log_step(struct trainer *t, const struct step_result *r, double lr, i
 }
 
 // Stops a run that went wrong: three bad gradients in a row, or a loss above the watchdog's threshold for too long.
-static int watch(struct trainer *t, const struct step_result *r, struct error *err) {
+static int watch(struct trainer *t, const struct trainer_step *step, const struct step_result *r, struct error *err) {
     const struct run_config *c = t->config;
     struct train_state *s = &t->state;
     const char *advice = "lower learning_rate, or look at the rows of this step with `graft check`";
+    char newest[64] = "no checkpoint was written yet";
+    if (t->checkpoint_step >= 0)
+        snprintf(newest, sizeof newest, "the newest checkpoint is step %lld", (long long)t->checkpoint_step);
     s->nonfinite_in_row = r->nonfinite ? s->nonfinite_in_row + 1 : 0;
-    if (r->nonfinite)
-        runlog_say(&t->log, "step %lld: the gradient is not finite; the update was skipped", (long long)s->step);
+    if (r->nonfinite) {
+        char where[256];
+        if (trainer_name_nonfinite(t, step, where, sizeof where, err)) return -1;
+        runlog_say(&t->log, "step %lld: the gradient is not finite, the update was skipped; it begins at %s",
+                   (long long)s->step, where);
+    }
     if (s->nonfinite_in_row >= NONFINITE_LIMIT) {
-        return error_set(err, STATUS_NUMERIC,
-                         "step %lld: %d gradients in a row were not finite; the newest checkpoint is step %lld; %s",
-                         (long long)s->step, NONFINITE_LIMIT, (long long)t->checkpoint_step, advice);
+        return error_set(err, STATUS_NUMERIC, "step %lld: %d gradients in a row were not finite; %s; %s",
+                         (long long)s->step, NONFINITE_LIMIT, newest, advice);
     }
     if (c->loss_watchdog_threshold == CONFIG_UNSET) return 0;
     s->steps_over_watchdog = r->loss > c->loss_watchdog_threshold ? s->steps_over_watchdog + 1 : 0;
     if (s->steps_over_watchdog < c->loss_watchdog_patience) return 0;
     return error_set(err, STATUS_NUMERIC,
-                     "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps; the newest checkpoint "
-                     "is step %lld; %s",
-                     (long long)s->step, c->loss_watchdog_threshold, (long long)s->steps_over_watchdog,
-                     (long long)t->checkpoint_step, advice);
+                     "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps; %s; %s",
+                     (long long)s->step, c->loss_watchdog_threshold, (long long)s->steps_over_watchdog, newest, advice);
 }
 
 // Leaves the run in order: the step that was under way is dropped, the state before it saved.
@@ -122,16 +128,14 @@ static int stop(struct trainer *t, struct error *err) {
 }
 
 static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
-    struct place place;
+    struct trainer_step step;
     struct step_result result;
-    double start = clock_now(), weight = 0, lr = schedule_lr(&t->schedule, t->state.step);
+    double start = clock_now();
     int64_t tokens = 0;
-    if (locate(t, t->state.step, &place, err)) return -1;
-    for (int64_t i = 0; i < place.count; i++) weight += loader_weight(t->loader, place.epoch, place.first + i, err);
-    if (step_begin(&t->engine, t->state.step, lr, weight, err)) return -1;
-    for (int64_t i = 0; i < place.count; i++) {
+    if (locate(t, t->state.step, &step, err) || step_begin(&t->engine, step.step, step.lr, step.weight, err)) return -1;
+    for (int64_t i = 0; i < step.count; i++) {
         if (stop_requested) return stop(t, err);
-        if (loader_batch(t->loader, place.epoch, place.first + i, &t->batch, err) ||
+        if (loader_batch(t->loader, step.epoch, step.first + i, &t->batch, err) ||
             step_micro(&t->engine, &t->batch, err))
             return -1;
         tokens += t->batch.tokens;
@@ -140,11 +144,11 @@ static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
     t->state.step++;
     t->state.tokens += tokens;
     t->last_loss = result.loss;
-    *epoch_end = place.epoch_end;
+    *epoch_end = step.epoch_end;
     double seconds = clock_now() - start;
     t->seconds += seconds;
-    if (log_step(t, &result, lr, tokens, seconds, err)) return -1;
-    return watch(t, &result, err);
+    if (log_step(t, &result, step.lr, tokens, seconds, err)) return -1;
+    return watch(t, &step, &result, err);
 }
 
 // --- between steps

@@ -42,6 +42,14 @@ struct trainer {
     int64_t checkpoint_step; // newest one written or resumed, -1 = none
 };
 
+// What one optimiser step is made of: a pure function of its number, so that resume needs nothing else.
+struct trainer_step {
+    int64_t step;                // 0-based
+    int64_t epoch, first, count; // micro-batches [first, first + count) of the epoch
+    bool epoch_end;
+    double lr, weight; // trained tokens
+};
+
 // Everything up to the sealed memory plan; nothing is written and no weight is read.
 int trainer_prepare(const struct run_config *config, const struct trainer_options *options, struct trainer *out,
                     struct error *err);
@@ -59,6 +67,12 @@ void trainer_install_signals(void);
 void trainer_set_hashes(struct trainer *trainer); // of config, data and base into trainer->state; run_id from them
 int trainer_save(struct trainer *trainer, struct error *err);   // a checkpoint of this step, unless there is one
 int trainer_resume(struct trainer *trainer, struct error *err); // adapter, moments and counters from a checkpoint
+
+// --- nonfinite.c
+// Runs the micro-batches of a step again, op by op, without an update, and writes into `text` which op of which layer
+// was the first to give a number that is not finite, and for which token.
+int trainer_name_nonfinite(struct trainer *trainer, const struct trainer_step *step, char *text, size_t size,
+                           struct error *err);
 
 // --- samples.c
 // Answers to the first held-out rows, on the screen and in log.jsonl.
