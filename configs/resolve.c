@@ -197,7 +197,8 @@ static void resolve_evaluation(const struct resolver *r) {
                        steps ? "eval_steps" : "eval_strategy");
     if (!data) c->eval_when = never; // evals_per_epoch without data is in many files and harmless
     c->eval_at_start = c->eval_when.kind != CONFIG_WHEN_NEVER;
-    static const char *const needs_evaluation[] = {"early_stopping_patience", "load_best_model_at_end"};
+    static const char *const needs_evaluation[] = {"early_stopping_patience", "load_best_model_at_end",
+                                                   "generate_samples"};
     for (size_t i = 0; i < COUNT_OF(needs_evaluation); i++) {
         const struct yaml_node *n = asked(r, needs_evaluation[i]);
         if (n && c->eval_when.kind == CONFIG_WHEN_NEVER)

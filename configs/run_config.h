@@ -165,6 +165,7 @@ struct run_config {
     int64_t early_stopping_patience; // evaluations without gain; CONFIG_UNSET = off
     double loss_watchdog_threshold;  // CONFIG_UNSET = off
     int64_t loss_watchdog_patience;  // steps in a row above it
+    bool use_tensorboard;            // events in output_dir/tb
     int64_t logging_steps;           // CONFIG_UNSET = 0.5 % of the steps, 1 to 10
     const char *resume_from_checkpoint;
     bool auto_resume_from_checkpoints;
@@ -180,7 +181,6 @@ struct run_config {
     int64_t generation_top_k; // CONFIG_UNSET = off
     double generation_prompt_ratio;
     bool generation_do_sample;
-    bool include_tkps, include_tokens_per_second;
 
     // --- machine
     enum config_device device;

@@ -195,7 +195,7 @@ static struct sample *add_sample(struct reading *r, uint32_t line, struct error 
         r->capacity = capacity;
     }
     struct sample *s = &d->samples[d->count++];
-    *s = (struct sample){.row = (uint32_t)row, .line = line};
+    *s = (struct sample){.row = (uint32_t)row, .line = line, .path = r->options->path};
     return s;
 }
 
@@ -395,6 +395,17 @@ static void move_samples(struct dataset *d, const uint32_t *chosen, size_t n, st
     memcpy(test->sha256, d->sha256, sizeof test->sha256);
     recount(d);
     recount(test);
+}
+
+void dataset_ledger(const struct dataset *d, struct text *out) {
+    uint64_t in_use = d->count;
+    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) in_use -= d->dropped[i];
+    text_printf(out, "%zu rows read, %llu in use", d->count, (unsigned long long)in_use);
+    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) {
+        if (d->dropped[i])
+            text_printf(out, ", %llu dropped (%s)", (unsigned long long)d->dropped[i], drop_reason_name(i));
+    }
+    if (d->truncated) text_printf(out, ", %llu truncated", (unsigned long long)d->truncated);
 }
 
 int dataset_split(struct dataset *d, double val_set_size, uint64_t seed, struct dataset *test, struct error *err) {

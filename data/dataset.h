@@ -59,6 +59,7 @@ enum sample_note {         // bits, for the lint
 struct sample {
     uint32_t row;             // dataset row number, key of random numbers
     uint32_t line;            // in its file, 1-based
+    const char *path;         // of its file; borrowed from the options it was read with
     enum drop_reason dropped; // DROP_NONE = in use; then ids etc. may be NULL
     int32_t count;            // tokens
     const int32_t *ids;       // (count)
@@ -100,6 +101,8 @@ int dataset_parse(const struct dataset_options *options, const uint8_t *bytes, s
 void dataset_free(struct dataset *dataset);
 // Appends the samples of `other` (emptied, also on failure), ledger included.
 int dataset_append(struct dataset *dataset, struct dataset *other, struct error *err);
+// "400 rows read, 396 in use, 3 dropped (too_long), 1 dropped (malformed)", appended to `out`.
+void dataset_ledger(const struct dataset *dataset, struct text *out);
 // Moves held-out rows to `test`: below 1 a fraction (rounded up), otherwise a count; chosen by keyed permutation of the
 // rows in use. `test` borrows the memory of `dataset`: it may be freed before or after, but not used after.
 int dataset_split(struct dataset *dataset, double val_set_size, uint64_t seed, struct dataset *test, struct error *err);

@@ -42,6 +42,7 @@ static void note(struct lint_report *report, enum lint_kind kind, const struct s
     struct lint_finding *f = &report->findings[kind];
     if (f->n_examples < LINT_EXAMPLES) {
         f->lines[f->n_examples] = s->line;
+        f->paths[f->n_examples] = s->path;
         f->rows[f->n_examples++] = s->row;
     }
     f->count++;
@@ -98,6 +99,12 @@ static bool trains_end(const struct sample *s, int32_t eos) {
     return false;
 }
 
+static void note_too_long(const struct dataset *d, struct lint_report *report) {
+    if (d->dropped[DROP_TOO_LONG] * 20 <= d->count) return;
+    for (size_t i = 0; i < d->count; i++)
+        if (d->samples[i].dropped == DROP_TOO_LONG) note(report, LINT_TOO_LONG_DROPPED, &d->samples[i]);
+}
+
 int lint_dataset(const struct dataset *d, const struct tokenizer *tokenizer, uint32_t vocab_size,
                  struct lint_report *report, struct error *err) {
     struct seen seen;
@@ -130,9 +137,7 @@ int lint_dataset(const struct dataset *d, const struct tokenizer *tokenizer, uin
         note(report, LINT_EOT_NEVER_TRAINED, first);
         report->findings[LINT_EOT_NEVER_TRAINED].count += in_use - 1;
     }
-    if (d->dropped[DROP_TOO_LONG] * 20 > d->count)
-        for (size_t i = 0; i < d->count; i++)
-            if (d->samples[i].dropped == DROP_TOO_LONG) note(report, LINT_TOO_LONG_DROPPED, &d->samples[i]);
+    note_too_long(d, report);
     return 0;
 }
 
@@ -147,6 +152,7 @@ int lint_overlap(const struct dataset *train, const struct dataset *validation, 
         if (s->dropped == DROP_NONE && *slot_of(&seen, s)) note(report, LINT_OVERLAP, s);
     }
     mem_free(seen.slots);
+    note_too_long(validation, report);
     return 0;
 }
 

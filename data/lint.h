@@ -28,15 +28,16 @@ struct lint_report {
     struct lint_finding {
         uint64_t count; // rows; of EOT_NEVER_TRAINED and TOO_LONG_DROPPED too
         int n_examples;
-        uint32_t lines[LINT_EXAMPLES]; // of the first such rows, in their file
-        uint32_t rows[LINT_EXAMPLES];  // the same as dataset rows
+        uint32_t lines[LINT_EXAMPLES];    // of the first such rows, in their file
+        const char *paths[LINT_EXAMPLES]; // these files
+        uint32_t rows[LINT_EXAMPLES];     // the same as dataset rows
     } findings[LINT_KINDS];
 };
 
 // Adds what it finds in one dataset. `tokenizer` may be NULL (pre-tokenised rows: nothing is known about BOS).
 int lint_dataset(const struct dataset *dataset, const struct tokenizer *tokenizer, uint32_t vocab_size,
                  struct lint_report *report, struct error *err);
-// Adds the validation rows that are training rows too.
+// Adds the validation rows that are training rows too, and those that were dropped as too long.
 int lint_overlap(const struct dataset *train, const struct dataset *validation, struct lint_report *report,
                  struct error *err);
 // Is there a finding that stops a run? `waived` are names; unknown ones wait for nothing.

@@ -314,22 +314,40 @@ const char *plan_peak_program(const struct plan *plan) {
     return p ? p->name : "";
 }
 
-void plan_class_bytes(const struct plan *plan, size_t bytes[PLAN_CLASS_COUNT]) {
-    memset(bytes, 0, PLAN_CLASS_COUNT * sizeof *bytes);
-    for (uint32_t i = 0; i < plan->run.count; i++) bytes[plan->run.requests[i].class] += plan->run.requests[i].bytes;
-    const struct program *p = peak_program(plan);
-    if (!p) return;
-    uint32_t when = 0;
+// Bytes alive at a program's fullest moment, and that moment.
+static size_t fullest(const struct program *p, uint32_t *when) {
     size_t most = 0;
-    for (uint32_t k = 0; k < p->count; k++) { // the peak begins where some request begins
+    *when = 0;
+    for (uint32_t k = 0; k < p->count; k++) { // it begins where some request begins
         size_t sum = 0;
         uint32_t t = p->requests[k].first;
         if (k && t == p->requests[k - 1].first) continue;
         for (uint32_t i = 0; i < p->count; i++) {
             if (p->requests[i].first <= t && t <= p->requests[i].last) sum += p->requests[i].bytes;
         }
-        if (sum > most) most = sum, when = t;
+        if (sum > most) most = sum, *when = t;
     }
+    return most;
+}
+
+size_t plan_live_bytes(const struct plan *plan) {
+    size_t run = 0, most = 0;
+    for (uint32_t i = 0; i < plan->run.count; i++) run += plan->run.requests[i].bytes;
+    for (int i = 0; i < plan->n_programs; i++) {
+        uint32_t when;
+        size_t bytes = fullest(&plan->programs[i], &when);
+        if (bytes > most) most = bytes;
+    }
+    return run + most;
+}
+
+void plan_class_bytes(const struct plan *plan, size_t bytes[PLAN_CLASS_COUNT]) {
+    memset(bytes, 0, PLAN_CLASS_COUNT * sizeof *bytes);
+    for (uint32_t i = 0; i < plan->run.count; i++) bytes[plan->run.requests[i].class] += plan->run.requests[i].bytes;
+    const struct program *p = peak_program(plan);
+    if (!p) return;
+    uint32_t when;
+    fullest(p, &when);
     for (uint32_t i = 0; i < p->count; i++) {
         const struct request *r = &p->requests[i];
         if (r->first <= when && when <= r->last) bytes[r->class] += r->bytes;

@@ -49,6 +49,8 @@ bool plan_next_dead(struct plan *plan, size_t *offset, size_t *bytes);
 int plan_seal(struct plan *plan, struct error *err);
 bool plan_sealed(const struct plan *plan);
 size_t plan_arena_bytes(const struct plan *plan);
+// The most bytes alive at one moment: what no packing can go below. Also while recording, when a choice depends on it.
+size_t plan_live_bytes(const struct plan *plan);
 // For people: bytes per class at the moment of the peak program's peak; sums to at most plan_arena_bytes.
 void plan_class_bytes(const struct plan *plan, size_t bytes[PLAN_CLASS_COUNT]);
 const char *plan_peak_program(const struct plan *plan);

@@ -64,7 +64,7 @@ TEST(defaults) {
     CHECK_INT(config.excess_length_strategy, CONFIG_EXCESS_DROP);
     CHECK_INT(config.save_when.kind, CONFIG_WHEN_EPOCH);
     CHECK_INT(config.eval_when.kind, CONFIG_WHEN_NEVER);
-    CHECK(config.shuffle_merged_datasets && !config.sample_packing && !config.load_in_4bit && config.include_tkps);
+    CHECK(config.shuffle_merged_datasets && !config.sample_packing && !config.load_in_4bit);
     CHECK_STR(config.output_dir, "./model-out");
     CHECK_STR(config.chat_template, "tokenizer_default");
     CHECK_STR(config.dynamic_checkpoint.trigger_file_path, "axolotl_checkpoint.save");

@@ -11,6 +11,7 @@ enum { MAX_TURNS = 256, CHAT_CONTEXT = 4096 };
 
 struct chat {
     struct session session;
+    const struct chat_template *template; // of the session
     struct adapter adapters[DECODER_MAX_ADAPTERS];
     struct lora loras[DECODER_MAX_ADAPTERS];
     const char *names[DECODER_MAX_ADAPTERS];
@@ -42,11 +43,12 @@ static int open_all(struct chat *c, const struct option *options, struct error *
     if (!option_value(options, "--base"))
         return error_set(err, STATUS_USAGE, "which base? graft chat --base MODEL.gguf [--adapter A ...]");
     if (option_number(options, "--threads", 1, 1024, &threads, err)) return -1;
-    struct session_options so = {
-        .base = option_value(options, "--base"), .need_template = true, .dtype = DTYPE_F32, .threads = (int)threads};
+    struct session_options so = {.base = option_value(options, "--base"), .dtype = DTYPE_F32, .threads = (int)threads};
     if (adapters->n_values > DECODER_MAX_ADAPTERS)
         return error_set(err, STATUS_USAGE, "at most %d adapters at a time", DECODER_MAX_ADAPTERS);
     if (session_open(&so, &c->session, err)) return -1;
+    c->template = session_chat(&c->session, NULL, err);
+    if (!c->template) return -1;
     for (int i = 0; i < adapters->n_values; i++) {
         if (adapter_read(adapters->values[i], &c->session.model, &c->adapters[i], err)) return -1;
         c->names[i] = adapters->values[i];
@@ -106,7 +108,7 @@ static int answer(struct chat *c, const char *text, struct error *err) {
     int n_stop = stop_tokens(&c->session, stop);
     int failed =
         add_turn(c, "user", text, err) ||
-        chat_template_render(c->session.chat, c->turns, c->n_turns, true, &rendered, err) ||
+        chat_template_render(c->template, c->turns, c->n_turns, true, &rendered, err) ||
         tokenizer_encode(c->session.tokenizer, text_str(&rendered.text), rendered.text.length, true, &ids, NULL, err);
     double start = clock_now();
     if (!failed) {

@@ -18,14 +18,7 @@ struct check {
 
 static int open_all(struct check *c, struct error *err) {
     const struct run_config *config = c->config;
-    struct session_options options = {
-        .base = config->base_model, .chat_template = config->chat_template, .dtype = DTYPE_F32, .threads = 1};
-    for (size_t i = 0; i < config->datasets.count; i++) {
-        options.need_template |= config->datasets.items[i].type == CONFIG_DATA_CHAT;
-    }
-    for (size_t i = 0; i < config->test_datasets.count; i++) {
-        options.need_template |= config->test_datasets.items[i].type == CONFIG_DATA_CHAT;
-    }
+    struct session_options options = {.base = config->base_model, .dtype = DTYPE_F32, .threads = 1};
     if (session_open(&options, &c->session, err)) return -1;
     if (session_read_data(&c->session, config, &config->datasets, config->sequence_len, &c->data, err)) return -1;
     if (config->test_datasets.count &&
@@ -72,7 +65,7 @@ static void row_json(struct json_writer *w, const struct sample *s) {
 
 // One token a line: id, trained or not, why, text; colours in a terminal.
 static int row_text(const struct check *c, const struct sample *s, bool colour, struct text *out, struct error *err) {
-    text_printf(out, "row %u (line %u): %d tokens, %d trained%s%s\n", s->row, s->line, s->count, s->trained,
+    text_printf(out, "row %u (%s:%u): %d tokens, %d trained%s%s\n", s->row, s->path, s->line, s->count, s->trained,
                 s->dropped ? ", dropped: " : "", s->dropped ? drop_reason_name(s->dropped) : "");
     for (int32_t i = 0; i < s->count && !s->dropped; i++) {
         struct text piece = {0};
@@ -115,13 +108,8 @@ static void histogram(const struct dataset *d, struct text *out) {
 }
 
 static void summary(const struct check *c, const struct dataset *d, const char *name, struct text *out) {
-    uint64_t kept = d->count;
-    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) kept -= d->dropped[i];
-    text_printf(out, "%s: %zu rows read = %llu in use", name, d->count, (unsigned long long)kept);
-    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) {
-        if (d->dropped[i])
-            text_printf(out, " + %llu dropped (%s)", (unsigned long long)d->dropped[i], drop_reason_name(i));
-    }
+    text_printf(out, "%s: ", name);
+    dataset_ledger(d, out);
     text_printf(out, "; %llu tokens, %llu trained (%.1f %%), longest row %d of %lld\n", (unsigned long long)d->tokens,
                 (unsigned long long)d->trained_tokens,
                 d->tokens ? 100.0 * (double)d->trained_tokens / (double)d->tokens : 0, d->longest,
@@ -137,12 +125,12 @@ static void findings(const struct check *c, struct text *out) {
         bool waived = false;
         for (size_t k = 0; k < c->config->lint_waive.count; k++)
             waived |= strcmp(c->config->lint_waive.items[k], lint_kind_name(i)) == 0;
-        text_printf(out, "%s %s: %s: %llu rows, lines",
+        text_printf(out, "%s %s: %s: %llu rows,",
                     waived                  ? "waived "
                     : lint_kind_is_error(i) ? "ERROR  "
                                             : "warning",
                     lint_kind_name(i), lint_kind_meaning(i), (unsigned long long)f->count);
-        for (int k = 0; k < f->n_examples; k++) text_printf(out, "%s%u", k ? ", " : " ", f->lines[k]);
+        for (int k = 0; k < f->n_examples; k++) text_printf(out, "%s%s:%u", k ? ", " : " ", f->paths[k], f->lines[k]);
         text_add(out, f->count > (uint64_t)f->n_examples ? ", ...\n" : "\n");
     }
     if (!any) text_add(out, "lint: nothing suspicious\n");

@@ -50,14 +50,9 @@ static int open_all(struct evaluation *e, const struct run_config *c, const char
                     struct error *err) {
     struct text notice = {0};
     struct session_options options = {.base = c->base_model,
-                                      .chat_template = c->chat_template,
                                       .dtype = session_dtype(c->precision, &notice),
                                       .threads = (int)c->threads,
                                       .late = session_wants_late()};
-    for (size_t i = 0; i < c->datasets.count; i++)
-        options.need_template |= c->datasets.items[i].type == CONFIG_DATA_CHAT;
-    for (size_t i = 0; i < c->test_datasets.count; i++)
-        options.need_template |= c->test_datasets.items[i].type == CONFIG_DATA_CHAT;
     if (notice.length) fprintf(stderr, "%s\n", text_str(&notice));
     text_free(&notice);
     struct eval_options evaluating = {

@@ -27,12 +27,24 @@ int command_train(int argc, char **argv, struct error *err) {
     int failed =
         options_parse(&argc, argv, options, COUNT_OF(options), err) || config_from_arguments(argc, argv, &config, err);
     if (!failed) {
-        struct trainer_options train = {.resume = option_flag(options, "--resume") ||
-                                                  config.auto_resume_from_checkpoints || config.resume_from_checkpoint,
+        bool go_on = option_flag(options, "--resume") || config.auto_resume_from_checkpoints;
+        struct trainer_options train = {.resume = go_on || config.resume_from_checkpoint,
+                                        .go_on = go_on,
                                         .overwrite = option_flag(options, "--overwrite"),
                                         .command = text_str(&command)};
-        if (train.resume && output_finished(config.output_dir)) {
+        bool finished = train.resume && !train.overwrite && output_finished(config.output_dir);
+        size_t own = strlen(config.output_dir);
+        const char *named = config.resume_from_checkpoint;
+        if (train.overwrite && named && strncmp(named, config.output_dir, own) == 0 && named[own] == '/') {
+            failed = error_set(err, STATUS_USAGE, "--overwrite would remove %s, from which the run is to go on", named);
+        } else if (train.overwrite && option_flag(options, "--resume")) {
+            failed = error_set(err, STATUS_USAGE, "--resume goes on with a run, --overwrite removes it: give one");
+        } else if (finished && go_on) {
             fprintf(stderr, "%s: the run is finished already; nothing to do\n", config.output_dir);
+        } else if (finished) {
+            failed =
+                error_set(err, STATUS_CANTCREATE, "%s: holds a finished run; to go on from %s set another output_dir",
+                          config.output_dir, config.resume_from_checkpoint);
         } else {
             struct trainer *t = mem_zalloc(1, sizeof *t);
             if (!t)

@@ -173,10 +173,14 @@ int32_t generation_length(const struct dataset *dataset, int32_t *max_new) {
 
 int stop_tokens(const struct session *session, int32_t stop[4]) {
     int n = 0;
-    int32_t eot = session->chat ? tokenizer_find(session->tokenizer, chat_template_eot(session->chat)) : -1;
     int32_t eos = tokenizer_eos(session->tokenizer);
-    if (eot >= 0) stop[n++] = eot;
-    if (eos >= 0 && eos != eot) stop[n++] = eos;
+    for (int i = 0; i < session->n_chats && n < 3; i++) {
+        int32_t eot = tokenizer_find(session->tokenizer, chat_template_eot(session->chats[i].chat));
+        bool known = eot == eos;
+        for (int k = 0; k < n; k++) known |= stop[k] == eot;
+        if (eot >= 0 && !known) stop[n++] = eot;
+    }
+    if (eos >= 0) stop[n++] = eos;
     return n;
 }
 

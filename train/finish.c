@@ -29,6 +29,10 @@ int trainer_write_adapter(struct trainer *t, const char *folder, struct error *e
 // The adapter of the best evaluation, from its checkpoint.
 static int load_best(struct trainer *t, struct error *err) {
     int64_t step = t->state.best_step;
+    if (t->config->load_best_model_at_end && t->state.first_eval < t->state.best_metric) {
+        runlog_say(&t->log, "no evaluation was better than the one before training (eval_loss %.4f)",
+                   t->state.first_eval);
+    }
     if (!t->config->load_best_model_at_end || step < 1 || step == t->state.step) return 0;
     struct pool pool = {0};
     struct adapter best;
@@ -43,6 +47,7 @@ static int load_best(struct trainer *t, struct error *err) {
         t->adapter.base_name = last.base_name;
         failed = lora_upload(&t->lora, err);
         adapter_free(&last);
+        t->best_loaded = true;
         runlog_say(&t->log, "the adapter is that of step %lld, the best evaluation (eval_loss %.4f)", (long long)step,
                    t->state.best_metric);
     }
@@ -72,6 +77,16 @@ static void put_text(struct json_writer *w, const char *key, const char *value) 
         json_put_null(w);
 }
 
+static void put_int(struct json_writer *w, const char *key, uint64_t value) {
+    json_put_key(w, key);
+    json_put_int(w, (int64_t)value);
+}
+
+// eval_loss of the adapter that is written.
+static double adapter_eval(const struct trainer *t) {
+    return t->best_loaded ? t->state.best_metric : t->state.last_eval;
+}
+
 static void put_base(const struct trainer *t, struct json_writer *w) {
     const struct model *m = &t->session.model;
     json_put_key(w, "base");
@@ -81,23 +96,22 @@ static void put_base(const struct trainer *t, struct json_writer *w) {
     put_text(w, "repository", t->config->base_model_hf ? t->config->base_model_hf : m->hf_repository);
     put_text(w, "file_type", m->file_type);
     put_text(w, "header_sha256", t->state.base_sha256);
-    put_number(w, "bytes", (double)m->file_bytes);
-    put_number(w, "parameters", (double)m->total_parameters);
+    put_int(w, "bytes", (uint64_t)m->file_bytes);
+    put_int(w, "parameters", (uint64_t)m->total_parameters);
     json_end_object(w);
 }
 
-static void put_data(const struct trainer *t, struct json_writer *w) {
-    const struct dataset *d = &t->train;
-    json_put_key(w, "data");
+static void put_dataset(const char *key, const char *sha256, const struct dataset *d, struct json_writer *w) {
+    json_put_key(w, key);
     json_begin_object(w);
-    put_text(w, "sha256", t->state.data_sha256);
-    put_number(w, "rows", (double)d->count);
-    put_number(w, "tokens", (double)d->tokens);
-    put_number(w, "trained_tokens", (double)d->trained_tokens);
-    put_number(w, "held_out_rows", (double)t->held_out.count);
+    if (sha256) put_text(w, "sha256", sha256);
+    put_int(w, "rows", (uint64_t)d->count);
+    put_int(w, "tokens", (uint64_t)d->tokens);
+    put_int(w, "trained_tokens", (uint64_t)d->trained_tokens);
+    put_int(w, "truncated", (uint64_t)d->truncated);
     json_put_key(w, "dropped");
     json_begin_object(w);
-    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) put_number(w, drop_reason_name(i), (double)d->dropped[i]);
+    for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) put_int(w, drop_reason_name(i), (uint64_t)d->dropped[i]);
     json_end_object(w);
     json_end_object(w);
 }
@@ -107,11 +121,11 @@ static void put_memory(const struct trainer *t, struct json_writer *w) {
     plan_class_bytes(t->session.device.plan, bytes);
     json_put_key(w, "memory");
     json_begin_object(w);
-    put_number(w, "planned_bytes", (double)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)));
-    for (int i = 0; i < PLAN_CLASS_COUNT; i++) put_number(w, plan_class_name(i), (double)bytes[i]);
-    put_number(w, "host", (double)t->session.host_bytes);
-    put_number(w, "held_bytes", (double)memory_held());
-    put_number(w, "peak_resident_bytes", (double)memory_peak());
+    put_int(w, "planned_bytes", (uint64_t)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)));
+    for (int i = 0; i < PLAN_CLASS_COUNT; i++) put_int(w, plan_class_name(i), (uint64_t)bytes[i]);
+    put_int(w, "host", (uint64_t)t->session.host_bytes);
+    put_int(w, "held_bytes", (uint64_t)memory_held());
+    put_int(w, "peak_resident_bytes", (uint64_t)memory_peak());
     json_end_object(w);
 }
 
@@ -127,19 +141,21 @@ int trainer_write_manifest(const struct trainer *t, const char *status, struct e
     put_text(&w, "run_id", t->run_id);
     put_text(&w, "written", now);
     put_text(&w, "command", t->options.command);
-    put_number(&w, "seed", (double)t->config->seed);
-    put_number(&w, "step", (double)t->state.step);
-    put_number(&w, "steps", (double)t->total_steps);
-    put_number(&w, "tokens", (double)t->state.tokens);
-    put_number(&w, "seconds", t->seconds);
-    put_number(&w, "loss", t->last_loss);
-    put_number(&w, "eval_loss_before", t->first_eval);
-    put_number(&w, "eval_loss", t->last_eval);
+    put_int(&w, "seed", t->config->seed);
+    put_int(&w, "step", (uint64_t)t->state.step);
+    put_int(&w, "steps", (uint64_t)t->total_steps);
+    put_int(&w, "tokens", (uint64_t)t->state.tokens);
+    put_number(&w, "seconds", t->state.seconds);
+    put_number(&w, "loss", t->state.last_loss);
+    put_number(&w, "eval_loss_before", t->state.first_eval);
+    put_number(&w, "eval_loss", adapter_eval(t));
+    put_int(&w, "adapter_step", (uint64_t)(t->best_loaded ? t->state.best_step : t->state.step));
     put_text(&w, "arithmetic", t->state.arithmetic);
     put_text(&w, "backend", backend_describe(t->session.device.backend));
-    put_number(&w, "trainable_parameters", (double)t->lora.n_params);
+    put_int(&w, "trainable_parameters", (uint64_t)t->lora.n_params);
     put_base(t, &w);
-    put_data(t, &w);
+    put_dataset("data", t->state.data_sha256, &t->train, &w);
+    put_dataset("held_out", NULL, &t->held_out, &w);
     put_memory(t, &w);
     put_text(&w, "config_sha256", t->state.config_sha256);
     config_write_effective(t->config, &config);
@@ -182,6 +198,18 @@ static void fact(struct facts *f, const char *key, const char *format, ...) {
     if (f->n < MAX_FACTS && copy) f->list[f->n++] = (struct card_pair){key, copy};
 }
 
+static void rows_facts(const struct trainer *t, struct facts *f) {
+    struct text ledger = {0};
+    dataset_ledger(&t->train, &ledger);
+    fact(f, "rows", "%s", text_str(&ledger));
+    fact(f, "tokens", "%llu, %llu of them trained", (unsigned long long)t->train.tokens,
+         (unsigned long long)t->train.trained_tokens);
+    text_clear(&ledger);
+    dataset_ledger(&t->held_out, &ledger);
+    fact(f, "held out", "%s", text_str(&ledger));
+    text_free(&ledger);
+}
+
 static void run_facts(const struct trainer *t, struct facts *f) {
     const struct model *m = &t->session.model;
     const struct run_config *c = t->config;
@@ -189,16 +217,14 @@ static void run_facts(const struct trainer *t, struct facts *f) {
     fact(f, "adapter", "LoRA r %d, alpha %g, dropout %g, %d linears, %.2f M parameters", t->adapter.r,
          (double)t->adapter.alpha, (double)t->adapter.dropout, t->adapter.n_modules, (double)t->lora.n_params / 1e6);
     for (size_t i = 0; i < c->datasets.count; i++) fact(f, "data", "%s", c->datasets.items[i].path);
-    fact(f, "rows", "%zu read, %llu tokens, %llu trained", t->train.count, (unsigned long long)t->train.tokens,
-         (unsigned long long)t->train.trained_tokens);
-    fact(f, "held out", "%zu rows", t->held_out.count);
+    rows_facts(t, f);
     fact(f, "steps", "%lld of %lld, %g epochs", (long long)t->state.step, (long long)t->total_steps, c->num_epochs);
     fact(f, "batch", "%lld x %lld tokens, %lld accumulated%s", (long long)c->micro_batch_size,
          (long long)c->sequence_len, (long long)c->gradient_accumulation_steps, c->sample_packing ? ", packed" : "");
     fact(f, "learning rate", "%g, %lld warm-up steps", c->learning_rate, (long long)t->schedule.warmup);
     fact(f, "arithmetic", "%s on %s", t->state.arithmetic, backend_describe(t->session.device.backend));
-    fact(f, "speed", "%.0f tokens/s over %.0f s", t->seconds > 0 ? (double)t->state.tokens / t->seconds : 0,
-         t->seconds);
+    fact(f, "speed", "%.0f tokens/s over %.0f s", t->state.seconds > 0 ? (double)t->state.tokens / t->state.seconds : 0,
+         t->state.seconds);
     fact(f, "seed", "%llu", (unsigned long long)c->seed);
 }
 
@@ -218,9 +244,12 @@ static int write_report(const struct trainer *t, struct error *err) {
     struct facts run = {0}, memory = {0}, results = {0};
     run_facts(t, &run);
     memory_facts(t, &memory);
-    fact(&results, "loss, last step", "%.4f", t->last_loss);
-    if (!isnan(t->first_eval)) fact(&results, "eval loss, first", "%.4f", t->first_eval);
-    if (!isnan(t->last_eval)) fact(&results, "eval loss, last", "%.4f", t->last_eval);
+    fact(&results, "loss, last step", "%.4f", t->state.last_loss);
+    if (!isnan(t->state.first_eval)) fact(&results, "eval loss, first", "%.4f", t->state.first_eval);
+    if (!isnan(t->state.last_eval)) fact(&results, "eval loss, last", "%.4f", t->state.last_eval);
+    if (t->best_loaded)
+        fact(&results, "eval loss, of the adapter", "%.4f (step %lld)", t->state.best_metric,
+             (long long)t->state.best_step);
     struct report report = {.title = t->config->output_dir,
                             .facts = run.list,
                             .n_facts = run.n,
@@ -253,16 +282,14 @@ static void setting_facts(const struct trainer *t, struct facts *f) {
 
 static void data_facts(const struct trainer *t, struct facts *f) {
     for (size_t i = 0; i < t->config->datasets.count; i++) fact(f, "file", "%s", t->config->datasets.items[i].path);
-    fact(f, "rows", "%zu", t->train.count);
-    fact(f, "tokens", "%llu, %llu of them trained", (unsigned long long)t->train.tokens,
-         (unsigned long long)t->train.trained_tokens);
-    fact(f, "held out", "%zu rows", t->held_out.count);
+    rows_facts(t, f);
 }
 
 static void result_facts(const struct trainer *t, struct facts *f) {
-    fact(f, "loss of the last step", "%.4f", t->last_loss);
-    if (!isnan(t->first_eval)) fact(f, "held-out loss before", "%.4f", t->first_eval);
-    if (!isnan(t->last_eval)) fact(f, "held-out loss after", "%.4f", t->last_eval);
+    fact(f, "loss of the last step", "%.4f", t->state.last_loss);
+    if (!isnan(t->state.first_eval)) fact(f, "held-out loss before", "%.4f", t->state.first_eval);
+    if (!isnan(adapter_eval(t))) fact(f, "held-out loss after", "%.4f", adapter_eval(t));
+    if (t->best_loaded) fact(f, "adapter of step", "%lld, the best evaluation", (long long)t->state.best_step);
 }
 
 static int write_card(const struct trainer *t, struct error *err) {
@@ -299,7 +326,7 @@ int trainer_finish(struct trainer *t, struct error *err) {
              trainer_write_manifest(t, "finished", err);
     pool_free(&pool);
     if (failed) return -1;
-    runlog_duration(t->seconds, time);
+    runlog_duration(t->state.seconds, time);
     runlog_say(&t->log,
                "done: %lld steps in %s; adapter in %s (PEFT) and %s/adapter.gguf (llama.cpp); report: %s/report.html",
                (long long)t->state.step, time, t->config->output_dir, t->config->output_dir, t->config->output_dir);

@@ -10,22 +10,44 @@
 
 enum { PROBE_ROWS = 32 };
 
+// What load_in_4bit and sequence_len ask of the base.
+static int check_base(const struct trainer *t, struct error *err) {
+    const struct run_config *c = t->config;
+    const struct model *m = &t->session.model;
+    bool packed = false;
+    for (int i = 0; i < m->n_modules; i++) packed |= m->modules[i].w->format->block > 1;
+    if (!packed && c->load_in_4bit) {
+        return error_set(
+            err, STATUS_CONFIG,
+            "load_in_4bit: %s holds %s weights, and quantising a base while loading is not in this version; "
+            "give a GGUF that is quantised already, or train with adapter: lora and load_in_4bit: false",
+            m->path, m->file_type);
+    }
+    if (!packed && c->base_must_be_quantised) {
+        return error_set(err, STATUS_CONFIG,
+                         "adapter: qlora needs a quantised base, and %s holds %s weights; set adapter: lora", m->path,
+                         m->file_type);
+    }
+    if (packed && c->load_in_4bit)
+        fprintf(stderr, "load_in_4bit: the base is quantised already (%s) and stays as it is\n", m->file_type);
+    int64_t longest = c->sequence_len > c->eval_sequence_len ? c->sequence_len : c->eval_sequence_len;
+    if (longest > m->arch.context) {
+        fprintf(stderr, "sequence_len %lld: the base was made for %d positions; what lies beyond is new to it\n",
+                (long long)longest, m->arch.context);
+    }
+    return 0;
+}
+
 static int open_base(struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     struct text notice = {0};
     struct session_options options = {.base = c->base_model,
-                                      .chat_template = c->chat_template,
                                       .dtype = session_dtype(c->precision, &notice),
                                       .threads = (int)c->threads,
                                       .late = session_wants_late()};
-    for (size_t i = 0; i < c->datasets.count + c->test_datasets.count; i++) {
-        bool train = i < c->datasets.count;
-        const struct dataset_config *d = train ? &c->datasets.items[i] : &c->test_datasets.items[i - c->datasets.count];
-        options.need_template |= d->type == CONFIG_DATA_CHAT;
-    }
     if (notice.length) fprintf(stderr, "%s\n", text_str(&notice));
     text_free(&notice);
-    return session_open(&options, &t->session, err);
+    return session_open(&options, &t->session, err) || check_base(t, err) ? -1 : 0;
 }
 
 // Errors in the data stop a run unless the configuration names them.
@@ -40,10 +62,10 @@ static int lint(struct trainer *t, struct error *err) {
         one.findings[i] = report.findings[i];
         if (!lint_stops(&one, c->lint_waive.items, c->lint_waive.count)) continue;
         error_set(err, STATUS_DATA,
-                  "%s: %s: %llu rows, the first in line %u; nothing was trained; mend the data (`graft check` shows "
+                  "%s:%u: %s: %llu rows, this is the first; nothing was trained; mend the data (`graft check` shows "
                   "more) or put %s into lint_waive",
-                  c->datasets.items[0].path, lint_kind_meaning(i), (unsigned long long)report.findings[i].count,
-                  report.findings[i].lines[0], lint_kind_name(i));
+                  report.findings[i].paths[0], report.findings[i].lines[0], lint_kind_meaning(i),
+                  (unsigned long long)report.findings[i].count, lint_kind_name(i));
     }
     return -1;
 }
@@ -190,7 +212,7 @@ static int attach(struct trainer *t, struct error *err) {
     struct step_options options = {
         .accumulate = (int)c->gradient_accumulation_steps,
         .neftune_alpha = (float)or_default(c->neftune_noise_alpha, 0),
-        .checkpoint = c->gradient_checkpointing == CONFIG_TRUE,
+        .checkpoint = t->checkpoints_layers,
         .max_grad_norm = c->max_grad_norm,
         .beta1 = (float)c->adam_beta1,
         .beta2 = (float)c->adam_beta2,
@@ -206,22 +228,25 @@ static int attach(struct trainer *t, struct error *err) {
                : 0;
 }
 
-static int record(struct trainer *t, struct error *err) {
-    int32_t buckets[8], n = loader_buckets(t->loader, buckets), max_new;
-    struct decoder_limits limits = {
-        .max_rows = buckets[n - 1], .max_seqs = loader_max_seqs(t->loader), .max_positions = t->train.longest + 1};
-    if (t->evaluates) evaluator_limits(&t->evaluator, &limits);
-    evaluator_limits(&t->probe, &limits);
+static void choose_limits(struct trainer *t, int32_t rows, struct decoder_limits *limits) {
+    int32_t max_new;
+    *limits = (struct decoder_limits){
+        .max_rows = rows, .max_seqs = loader_max_seqs(t->loader), .max_positions = t->train.longest + 1};
+    if (t->evaluates) evaluator_limits(&t->evaluator, limits);
+    evaluator_limits(&t->probe, limits);
     t->generates = t->config->generate_samples && t->evaluates;
-    if (t->generates) {
-        limits.cache_seqs = (int32_t)t->config->num_generation_samples;
-        if (limits.cache_seqs > 8) limits.cache_seqs = 8;
-        limits.cache_len =
-            generation_length(&t->held_out, &max_new) - max_new + (int32_t)t->config->generation_max_new_tokens;
-        if (limits.max_positions < limits.cache_len) limits.max_positions = limits.cache_len;
-    }
-    if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
-    if (session_record(&t->session, &limits, err) || attach(t, err)) return -1;
+    if (!t->generates) return;
+    limits->cache_seqs = (int32_t)t->config->num_generation_samples;
+    if (limits->cache_seqs > 8) limits->cache_seqs = 8;
+    limits->cache_len =
+        generation_length(&t->held_out, &max_new) - max_new + (int32_t)t->config->generation_max_new_tokens;
+    if (limits->max_positions < limits->cache_len) limits->max_positions = limits->cache_len;
+}
+
+// The whole program of the run, over a device that computes nothing.
+static int record_once(struct trainer *t, const struct decoder_limits *limits, const int32_t *buckets, int n,
+                       struct error *err) {
+    if (session_record(&t->session, limits, err) || attach(t, err)) return -1;
     if (step_record(&t->engine, buckets, n, t->batch.max_seqs, err)) return -1;
     double rows = 0;
     for (int i = 0; i < n; i++) rows += buckets[i];
@@ -231,24 +256,49 @@ static int record(struct trainer *t, struct error *err) {
     return t->generates ? generator_record(&t->session.generator, 1, err) : 0;
 }
 
+static int record(struct trainer *t, struct error *err) {
+    int32_t buckets[8], n = loader_buckets(t->loader, buckets);
+    struct decoder_limits limits;
+    choose_limits(t, buckets[n - 1], &limits);
+    if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
+    t->checkpoints_layers = t->config->gradient_checkpointing == CONFIG_TRUE;
+    if (record_once(t, &limits, buckets, n, err)) return -1;
+    uint64_t needed = memory_held() + plan_live_bytes(t->session.device.plan), there = memory_available();
+    if (t->config->gradient_checkpointing != CONFIG_AUTO || needed <= there) return 0;
+    session_forget(&t->session);
+    t->checkpoints_layers = true;
+    if (record_once(t, &limits, buckets, n, err)) return -1;
+    fprintf(stderr, "gradient_checkpointing: on, without it %.0f MiB are needed and %.0f MiB are there\n",
+            (double)needed / 1048576, (double)there / 1048576);
+    return 0;
+}
+
 int trainer_prepare(const struct run_config *config, const struct trainer_options *options, struct trainer *out,
                     struct error *err) {
     struct trainer *t = out;
-    *t = (struct trainer){.config = config,
-                          .options = *options,
-                          .first_eval = NAN,
-                          .last_eval = NAN,
-                          .last_loss = NAN,
-                          .checkpoint_step = -1,
-                          .last_eval_step = -1};
-    t->state.best_step = -1;
+    *t = (struct trainer){.config = config, .options = *options, .checkpoint_step = -1, .last_eval_step = -1};
+    t->state = (struct train_state){.best_step = -1, .first_eval = NAN, .last_eval = NAN, .last_loss = NAN};
     return open_base(t, err) || read_data(t, err) || make_adapter(t, err) || open_loaders(t, err) ||
                    make_schedule(t, err) || record(t, err)
                ? -1
                : 0;
 }
 
+// What is planned must be there before step 0, not run out after it.
+static int check_memory(struct trainer *t, struct error *err) {
+    uint64_t needed = memory_held() + plan_live_bytes(t->session.device.plan), there = memory_available();
+    if (needed <= there) return 0;
+    return error_set(
+        err, STATUS_MEMORY,
+        "the run needs %.0f MiB and %.0f MiB are there; nothing was trained; %smicro_batch_size (now %lld) or "
+        "sequence_len (now %lld) make it smaller, `graft plan` says by how much",
+        (double)needed / 1048576, (double)there / 1048576,
+        t->checkpoints_layers ? "" : "gradient_checkpointing: true, a lower ", (long long)t->config->micro_batch_size,
+        (long long)t->config->sequence_len);
+}
+
 int trainer_start_device(struct trainer *t, struct error *err) {
+    if (check_memory(t, err)) return -1;
     return session_start(&t->session, err) || attach(t, err) || lora_upload(&t->lora, err) ? -1 : 0;
 }
 

@@ -7,15 +7,16 @@
 #include <stdio.h>
 #include <string.h>
 
-int trainer_save(struct trainer *t, struct error *err) {
+int trainer_save(struct trainer *t, bool resumable, struct error *err) {
     const struct run_config *c = t->config;
-    if (t->checkpoint_step == t->state.step) return 0;
+    bool with_state = resumable || !c->save_only_model;
+    if (t->checkpoint_step == t->state.step && !(resumable && c->save_only_model)) return 0;
     struct checkpoint_writer w;
     struct text notes = {0};
     t->state.log_bytes = t->log.bytes;
     if (checkpoint_begin(c->output_dir, t->state.step, &w, err)) return -1;
     int failed = lora_download(&t->lora, err) || peft_write(w.folder, &t->adapter, err) ||
-                 (!c->save_only_model && state_write(w.folder, &t->state, &t->lora, err));
+                 (with_state && state_write(w.folder, &t->state, &t->lora, err));
     if (failed) {
         checkpoint_abandon(&w);
         return error_prefix(err, "checkpoint of step %lld", (long long)t->state.step);
@@ -29,10 +30,28 @@ int trainer_save(struct trainer *t, struct error *err) {
     return failed;
 }
 
+// Without what changes no number of the result: where it is written, on how many threads, what is shown meanwhile.
+static void drop_indifferent(struct text *config) {
+    static const char *const keys[] = {
+        "threads:",      "device:", "output_dir:", "resume_from_checkpoint:", "auto_resume_from_checkpoints:",
+        "logging_steps:"};
+    struct text kept = {0};
+    for (const char *line = text_str(config), *end; *line; line = end) {
+        bool drop = false;
+        end = strchr(line, '\n');
+        end = end ? end + 1 : line + strlen(line);
+        for (size_t i = 0; i < COUNT_OF(keys); i++) drop |= strncmp(line, keys[i], strlen(keys[i])) == 0;
+        if (!drop) text_append(&kept, line, (size_t)(end - line));
+    }
+    text_free(config);
+    *config = kept;
+}
+
 void trainer_set_hashes(struct trainer *t) {
     struct text text = {0};
     uint8_t digest[SHA256_BYTES] = {0};
     config_write_effective(t->config, &text);
+    drop_indifferent(&text);
     sha256_bytes(text_str(&text), text.length, digest, NULL);
     sha256_hex(digest, t->state.config_sha256);
     text_free(&text);
@@ -68,50 +87,94 @@ static int compare_state(struct trainer *t, const struct train_state *now, const
     return 0;
 }
 
-int trainer_resume(struct trainer *t, struct error *err) {
+// The named checkpoint, or the newest one of the output folder; --resume goes on with what is there before it begins at
+// a named one again. NULL and 0 when there is none. Freed by the caller.
+static int choose(struct trainer *t, char **folder, struct error *err) {
     struct text notes = {0};
-    struct train_state now = t->state;
-    struct adapter saved;
-    char *folder = NULL;
     int64_t step;
     const char *named = t->config->resume_from_checkpoint;
-    int failed = named ? checkpoint_verify(named, &step, err)
-                       : checkpoint_newest(t->config->output_dir, NULL, &folder, &step, &notes, err);
+    int failed = 0;
+    *folder = NULL;
+    if (!named || t->options.go_on) failed = checkpoint_newest(t->config->output_dir, NULL, folder, &step, &notes, err);
     if (notes.length) runlog_say(&t->log, "%s", text_str(&notes));
     text_free(&notes);
-    if (failed) return -1;
-    const char *from = named ? named : folder;
-    if (!from) {
+    if (failed || *folder || !named) return failed;
+    if (checkpoint_verify(named, &step, err)) return -1;
+    *folder = mem_strdup(named);
+    return *folder ? 0 : error_memory(err, "a path", strlen(named));
+}
+
+static bool same_adapter(const struct adapter *a, const struct adapter *b) {
+    if (a->n_modules != b->n_modules || a->rslora != b->rslora) return false;
+    for (int i = 0; i < a->n_modules; i++) {
+        const struct adapter_module *x = &a->modules[i], *y = &b->modules[i];
+        if (x->module != y->module || x->r != y->r || x->alpha != y->alpha) return false;
+    }
+    return true;
+}
+
+static int read_adapter(struct trainer *t, const char *folder, struct error *err) {
+    struct adapter saved;
+    if (peft_read(folder, &t->session.model, &saved, err)) return -1;
+    if (!same_adapter(&saved, &t->adapter)) {
+        adapter_free(&saved);
+        return error_set(err, STATUS_CONFIG, "%s: holds an adapter of another shape than the configuration asks for",
+                         folder);
+    }
+    saved.dropout = t->adapter.dropout;
+    saved.base_name = t->adapter.base_name;
+    struct adapter old = t->adapter; // the bindings point at t->adapter: keep it, swap what it holds
+    t->adapter = saved;
+    adapter_free(&old);
+    return lora_upload(&t->lora, err);
+}
+
+static int has_state(const char *folder, struct error *err) {
+    char *path = path_join(folder, "state.json");
+    if (!path) return error_memory(err, "a path", strlen(folder));
+    bool there = file_exists(path);
+    mem_free(path);
+    if (there) return 0;
+    return error_set(err, STATUS_NOINPUT,
+                     "%s: holds an adapter without the state of the optimiser (save_only_model), so it cannot be "
+                     "resumed; lora_model_dir starts a new run from it",
+                     folder);
+}
+
+// A checkpoint of another run's folder brings the beginning of that run's log along.
+static int take_log(struct trainer *t, const char *folder, struct error *err) {
+    size_t own = strlen(t->config->output_dir);
+    if (strncmp(folder, t->config->output_dir, own) == 0 && folder[own] == '/') return 0;
+    struct pool pool = {0};
+    struct text log = {0};
+    const char *from = pool_printf(&pool, "%s/../../log.jsonl", folder);
+    const char *to = pool_printf(&pool, "%s/log.jsonl", t->config->output_dir);
+    int failed = from && to ? 0 : error_memory(err, "a path", strlen(folder));
+    if (!failed && (!file_exists(from) || file_read(from, (size_t)1 << 32, &log, NULL) || log.length < t->state.log_bytes))
+        t->state.log_bytes = 0;
+    if (!failed && t->state.log_bytes) failed = file_replace(to, log.data, (size_t)t->state.log_bytes, err);
+    text_free(&log);
+    pool_free(&pool);
+    return failed;
+}
+
+int trainer_resume(struct trainer *t, struct error *err) {
+    struct train_state now = t->state;
+    char *folder;
+    if (choose(t, &folder, err)) return -1;
+    if (!folder) {
         runlog_say(&t->log, "no checkpoint in %s: starting from the beginning", t->config->output_dir);
         return 0;
     }
-    failed = peft_read(from, &t->session.model, &saved, err);
+    int failed = has_state(folder, err) || read_adapter(t, folder, err) ||
+                 state_read(folder, &t->state, &t->lora, err) || compare_state(t, &now, folder, err) ||
+                 take_log(t, folder, err);
     if (!failed) {
-        bool same = saved.n_modules == t->adapter.n_modules && saved.rslora == t->adapter.rslora;
-        for (int i = 0; i < saved.n_modules && same; i++) {
-            const struct adapter_module *a = &saved.modules[i], *b = &t->adapter.modules[i];
-            same = a->module == b->module && a->r == b->r && a->alpha == b->alpha;
-        }
-        saved.dropout = t->adapter.dropout;
-        saved.base_name = t->adapter.base_name;
-        if (!same)
-            failed = error_set(err, STATUS_CONFIG,
-                               "%s: holds an adapter of another shape than the configuration asks for", from);
-        else { // the bindings point at t->adapter: keep it, swap what it holds
-            struct adapter old = t->adapter;
-            t->adapter = saved;
-            saved = old;
-            failed = lora_upload(&t->lora, err) || state_read(from, &t->state, &t->lora, err) ||
-                     compare_state(t, &now, from, err);
-        }
-        adapter_free(&saved);
-    }
-    if (!failed) {
-        t->checkpoint_step = named ? -1 : t->state.step;
+        t->checkpoint_step = t->config->resume_from_checkpoint ? -1 : t->state.step;
         memcpy(t->state.config_sha256, now.config_sha256, sizeof now.config_sha256);
         memcpy(t->state.arithmetic, now.arithmetic, sizeof now.arithmetic);
         memcpy(t->run_id, t->state.run_id, sizeof t->run_id);
-        runlog_say(&t->log, "resuming at step %lld from %s", (long long)t->state.step, from);
+        runlog_say(&t->log, "resuming at step %lld from %s", (long long)t->state.step, folder);
     }
     mem_free(folder);
     return failed ? -1 : 0;

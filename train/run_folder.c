@@ -17,10 +17,14 @@ static int remove_run(const char *folder, struct error *err) {
         mem_free(path);
         if (failed) return -1;
     }
-    char *path = path_join(folder, "checkpoints");
-    int failed = path ? file_remove_tree(path, err) : error_memory(err, "a path", strlen(folder));
-    mem_free(path);
-    return failed;
+    static const char *const folders[] = {"checkpoints", "tb"};
+    for (size_t i = 0; i < COUNT_OF(folders); i++) {
+        char *path = path_join(folder, folders[i]);
+        int failed = path ? file_remove_tree(path, err) : error_memory(err, "a path", strlen(folder));
+        mem_free(path);
+        if (failed) return -1;
+    }
+    return 0;
 }
 
 static bool holds_run(const char *folder) {

@@ -9,17 +9,20 @@
 #include <string.h>
 #include <unistd.h>
 
-int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, struct runlog *out, struct error *err) {
+int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, bool events, struct runlog *out,
+                struct error *err) {
     *out = (struct runlog){
         .bytes = keep_bytes, .terminal = isatty(STDERR_FILENO), .started = clock_now(), .first_step = first_step};
     out->path = path_join(run, "log.jsonl");
     if (!out->path) return error_memory(err, "the log's path", strlen(run));
+    if (events && tensorboard_open(run, first_step, &out->board, err)) return -1;
     if (keep_bytes == 0) return file_remove(out->path, err);
     return file_truncate(out->path, keep_bytes, err); // lines after the checkpoint are written again
 }
 
 void runlog_close(struct runlog *log) {
     if (log->line_open) fputc('\n', stderr);
+    tensorboard_close(&log->board);
     mem_free(log->path);
     *log = (struct runlog){0};
 }
@@ -92,7 +95,11 @@ int runlog_step(struct runlog *log, const struct runlog_step *s, struct error *e
     int failed = text_failed(&line) ? error_memory(err, "a log line", line.length) : runlog_line(log, line.data, err);
     text_free(&line);
     show(log, s);
-    return failed;
+    struct tensorboard_value values[] = {{"train/loss", s->loss},
+                                         {"train/grad_norm", s->grad_norm},
+                                         {"train/learning_rate", s->lr},
+                                         {"train/tokens_per_second", s->tokens_per_second}};
+    return failed || tensorboard_add(&log->board, s->step, values, COUNT_OF(values), err) ? -1 : 0;
 }
 
 int runlog_eval(struct runlog *log, int64_t step, double epoch, double loss, double tokens, double seconds,
@@ -116,7 +123,8 @@ int runlog_eval(struct runlog *log, int64_t step, double epoch, double loss, dou
     int failed = text_failed(&line) ? error_memory(err, "a log line", line.length) : runlog_line(log, line.data, err);
     text_free(&line);
     runlog_say(log, "step %lld  eval_loss %.4f  perplexity %.3f  (%.1f s)", (long long)step, loss, exp(loss), seconds);
-    return failed;
+    struct tensorboard_value values[] = {{"eval/loss", loss}, {"eval/perplexity", exp(loss)}};
+    return failed || tensorboard_add(&log->board, step, values, COUNT_OF(values), err) ? -1 : 0;
 }
 
 void runlog_say(struct runlog *log, const char *format, ...) {

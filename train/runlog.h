@@ -1,10 +1,12 @@
-// What a run says while it runs: log.jsonl (one object a step), a progress line on a terminal, plain lines in a pipe.
+// What a run says while it runs: log.jsonl (one object a step), TensorBoard events, a progress line on a terminal,
+// plain lines in a pipe.
 #pragma once
 
-#include "kernels/base.h"
+#include "train/tensorboard.h"
 
 struct runlog {
-    char *path;     // RUN/log.jsonl, owned; NULL = no file
+    char *path; // RUN/log.jsonl, owned; NULL = no file
+    struct tensorboard board;
     uint64_t bytes; // its length; part of a checkpoint's state
     bool terminal;  // stderr is one
     bool line_open; // a progress line is on the screen
@@ -21,7 +23,9 @@ struct runlog_step {
     bool log; // due by logging_steps: a plain line in a pipe
 };
 
-int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, struct runlog *out, struct error *err);
+// `events`: TensorBoard files, too.
+int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, bool events, struct runlog *out,
+                struct error *err);
 void runlog_close(struct runlog *log);
 int runlog_step(struct runlog *log, const struct runlog_step *s, struct error *err);
 int runlog_eval(struct runlog *log, int64_t step, double epoch, double loss, double tokens, double seconds,

@@ -47,7 +47,7 @@ static double after_warmup(const struct schedule *s, int64_t step) {
     }
     case SCHEDULE_REX: {
         double z = fmax(0, 1 - progress);
-        return z / (0.1 + 0.9 * z);
+        return s->min_ratio + (1 - s->min_ratio) * (z / (0.1 + 0.9 * z));
     }
     }
     return 1;

@@ -10,7 +10,7 @@ enum schedule_kind {
     SCHEDULE_CONSTANT_WARMUP,
     SCHEDULE_LINEAR,    // to 0 at the last step
     SCHEDULE_COSINE,    // half a cosine to 0 (or min_ratio)
-    SCHEDULE_REX,       // (1-p) / (0.1 + 0.9 (1-p))
+    SCHEDULE_REX,       // (1-p) / (0.1 + 0.9 (1-p)), from 1 to min_ratio
     SCHEDULE_ONE_CYCLE, // torch's OneCycleLR with cosine annealing: its own warm-up
     SCHEDULE_INVERSE_SQRT,
     SCHEDULE_POLYNOMIAL,
@@ -20,7 +20,7 @@ struct schedule {
     enum schedule_kind kind;
     double lr;             // peak
     int64_t steps, warmup; // optimiser steps of the whole run, of the warm-up
-    double min_ratio;      // cosine: floor as a fraction of lr (cosine_min_lr_ratio)
+    double min_ratio;      // cosine, rex: floor as a fraction of lr (cosine_min_lr_ratio)
     double constant_ratio; // cosine: reaches the floor at this fraction of the steps, then stays (0 = at the end)
     bool quadratic_warmup; // lr_quadratic_warmup
     double cycles;         // cosine: waves, 0.5 = falls once

@@ -1,6 +1,7 @@
 // See session.h.
 #include "train/session.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,13 +31,20 @@ int session_open(const struct session_options *options, struct session *out, str
     if (model_open(options->base, &out->model, err)) return -1;
     const struct vocab_source *vocab = &out->model.vocab;
     out->tokenizer = tokenizer_open(vocab, err);
-    if (out->tokenizer && options->need_template) {
-        out->chat =
-            chat_template_open(options->chat_template, vocab->chat_template.bytes, vocab->chat_template.length, err);
-    }
-    if (out->tokenizer && (out->chat || !options->need_template)) return 0;
+    if (out->tokenizer) return 0;
     session_close(out);
     return -1;
+}
+
+const struct chat_template *session_chat(struct session *s, const char *name, struct error *err) {
+    const struct vocab_source *vocab = &s->model.vocab;
+    if (!name) name = "tokenizer_default";
+    for (int i = 0; i < s->n_chats; i++)
+        if (strcmp(s->chats[i].name, name) == 0) return s->chats[i].chat;
+    assert(s->n_chats < SESSION_MAX_CHATS);
+    struct chat_template *chat = chat_template_open(name, vocab->chat_template.bytes, vocab->chat_template.length, err);
+    if (chat) s->chats[s->n_chats++] = (struct session_chat){name, chat};
+    return chat;
 }
 
 static int open_parts(struct session *s, struct error *err) {
@@ -58,6 +66,11 @@ int session_record(struct session *s, const struct decoder_limits *limits, struc
     return open_parts(s, err);
 }
 
+void session_forget(struct session *s) {
+    close_parts(s);
+    device_close(&s->device);
+}
+
 int session_start(struct session *s, struct error *err) {
     close_parts(s);
     struct backend *backend = s->options.late ? backend_open_late(s->threads, err) : backend_open_cpu(s->threads, err);
@@ -70,7 +83,7 @@ int session_start(struct session *s, struct error *err) {
 void session_close(struct session *s) {
     close_parts(s);
     device_close(&s->device);
-    chat_template_close(s->chat);
+    for (int i = 0; i < s->n_chats; i++) chat_template_close(s->chats[i].chat);
     tokenizer_close(s->tokenizer);
     model_close(&s->model);
     *s = (struct session){0};
@@ -95,6 +108,35 @@ uint64_t memory_peak(void) {
     if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
     uint64_t bytes = status_bytes(text_str(&status), "VmHWM:");
     text_free(&status);
+    return bytes;
+}
+
+// A number alone in a small file; UINT64_MAX when it is not there or says "max".
+static uint64_t number_in(const char *path) {
+    struct text content = {0};
+    uint64_t value = UINT64_MAX;
+    if (!file_read(path, 4096, &content, NULL) && content.length && strncmp(content.data, "max", 3) != 0)
+        value = strtoull(content.data, NULL, 10);
+    text_free(&content);
+    return value;
+}
+
+uint64_t memory_available(void) {
+    const char *forced = getenv("GRAFT_MEMORY");
+    if (forced) return strtoull(forced, NULL, 10) << 20;
+    struct text info = {0};
+    uint64_t bytes = UINT64_MAX;
+    if (!file_read("/proc/meminfo", 65536, &info, NULL)) bytes = status_bytes(text_str(&info), "MemAvailable:");
+    text_free(&info);
+    uint64_t limit = number_in("/sys/fs/cgroup/memory.max"), used = number_in("/sys/fs/cgroup/memory.current");
+    if (limit == UINT64_MAX) { // the older layout
+        limit = number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes");
+        used = number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    }
+    if (limit != UINT64_MAX && used != UINT64_MAX) {
+        uint64_t left = limit > used ? limit - used : 0;
+        if (left < bytes) bytes = left;
+    }
     return bytes;
 }
 
@@ -135,14 +177,19 @@ static struct dataset_options data_options(const struct session *s, const struct
     };
 }
 
-int session_read_data(const struct session *s, const struct run_config *config, const struct config_datasets *sets,
+int session_read_data(struct session *s, const struct run_config *config, const struct config_datasets *sets,
                       int64_t sequence_len, struct dataset *out, struct error *err) {
     *out = (struct dataset){0};
     for (size_t i = 0; i < sets->count; i++) {
         struct dataset_options options = data_options(s, config, &sets->items[i], sequence_len);
         options.first_row = (uint32_t)out->count;
         struct dataset one;
-        if (dataset_read(&options, s->tokenizer, s->chat, &one, err) || dataset_append(out, &one, err)) {
+        const struct chat_template *chat = NULL;
+        if (options.kind == DATASET_CHAT && !(chat = session_chat(s, sets->items[i].chat_template, err))) {
+            dataset_free(out);
+            return -1;
+        }
+        if (dataset_read(&options, s->tokenizer, chat, &one, err) || dataset_append(out, &one, err)) {
             dataset_free(out);
             return -1;
         }

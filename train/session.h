@@ -6,19 +6,23 @@
 #include "data/batch.h"
 #include "model/generate.h"
 
+enum { SESSION_MAX_CHATS = 4 }; // tokenizer_default and the named ones of chat_template_open
+
 struct session_options {
-    const char *base;          // path
-    const char *chat_template; // NULL = the model's own
-    bool need_template;        // rows will be rendered: an unknown template is an error
-    enum dtype dtype;          // of activations
-    int threads;               // 0 = all
-    bool late;                 // tests: the queued backend (GRAFT_BACKEND=late)
+    const char *base; // path
+    enum dtype dtype; // of activations
+    int threads;      // 0 = all
+    bool late;        // tests: the queued backend (GRAFT_BACKEND=late)
 };
 
 struct session {
     struct model model;
     struct tokenizer *tokenizer;
-    struct chat_template *chat; // NULL when not needed
+    struct session_chat { // templates in use, by name; the first is the one that answers are generated with
+        const char *name; // borrowed
+        struct chat_template *chat;
+    } chats[SESSION_MAX_CHATS];
+    int n_chats;
     struct device device;
     struct decoder decoder;
     struct generator generator; // only when limits have a cache
@@ -36,6 +40,11 @@ bool session_wants_late(void);
 int session_open(const struct session_options *options, struct session *out, struct error *err);
 // Begins recording with these limits: decoder and generator exist on a device that computes nothing.
 int session_record(struct session *session, const struct decoder_limits *limits, struct error *err);
+// The template of that name ("tokenizer_default" or NULL: the base's own), opened on first use; NULL on error. Data
+// that is rendered asks for its own.
+const struct chat_template *session_chat(struct session *session, const char *name, struct error *err);
+// Forgets a recording, so that another can be made.
+void session_forget(struct session *session);
 // Seals the plan and opens the real backend; decoder and generator are made again on it. Adapters are attached by the
 // caller before and after, in the same order.
 int session_start(struct session *session, struct error *err);
@@ -43,8 +52,10 @@ void session_close(struct session *session); // zeroed struct is a no-op
 
 // Bytes of anonymous memory this process holds now (RssAnon + RssShmem), 0 when unknown.
 uint64_t memory_held(void);
+// What this process may still take: free memory of the machine or what its cgroup grants. GRAFT_MEMORY=MiB forces it.
+uint64_t memory_available(void);
 uint64_t memory_peak(void); // highest resident size so far, file pages included
 
 // --- datasets of a config
-int session_read_data(const struct session *session, const struct run_config *config,
-                      const struct config_datasets *sets, int64_t sequence_len, struct dataset *out, struct error *err);
+int session_read_data(struct session *session, const struct run_config *config, const struct config_datasets *sets,
+                      int64_t sequence_len, struct dataset *out, struct error *err);

@@ -4,10 +4,11 @@
 #include "data/json.h"
 #include "model/safetensors.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { STATE_FORMAT = 1 };
+enum { STATE_FORMAT = 2 };
 
 static const char *const moment_names[2] = {"exp_avg", "exp_avg_sq"};
 
@@ -37,11 +38,18 @@ static int write_json(const char *path, const struct train_state *s, struct erro
         json_put_key(&w, ints[i].key);
         json_put_int(&w, ints[i].value);
     }
-    json_put_key(&w, "best_metric");
-    if (s->best_step < 0)
-        json_put_null(&w);
-    else
-        json_put_double(&w, s->best_metric);
+    const struct {
+        const char *key;
+        double value;
+    } doubles[] = {{"best_metric", s->best_step < 0 ? NAN : s->best_metric},
+                   {"first_eval", s->first_eval},
+                   {"last_eval", s->last_eval},
+                   {"last_loss", s->last_loss},
+                   {"seconds", s->seconds}};
+    for (size_t i = 0; i < COUNT_OF(doubles); i++) { // NAN becomes null
+        json_put_key(&w, doubles[i].key);
+        json_put_double(&w, doubles[i].value);
+    }
     for (size_t i = 0; i < COUNT_OF(strings); i++) {
         json_put_key(&w, strings[i].key);
         json_put_string(&w, strings[i].value);
@@ -154,7 +162,7 @@ static int copy_string(const struct json *root, const char *key, char *out, size
 
 static int parse_state(const struct json *root, struct train_state *s, struct error *err) {
     int64_t format = 0, log_bytes = 0;
-    *s = (struct train_state){.best_step = -1};
+    *s = (struct train_state){.best_step = -1, .first_eval = NAN, .last_eval = NAN, .last_loss = NAN};
     if (json_get_int(root, "format", JSON_REQUIRED, &format, err)) return -1;
     if (format != STATE_FORMAT) {
         return error_set(err, STATUS_INTEGRITY,
@@ -169,6 +177,10 @@ static int parse_state(const struct json *root, struct train_state *s, struct er
         json_get_int(root, "steps_over_watchdog", JSON_REQUIRED, &s->steps_over_watchdog, err) ||
         json_get_int(root, "nonfinite_in_row", JSON_REQUIRED, &s->nonfinite_in_row, err) ||
         json_get_double(root, "best_metric", JSON_OPTIONAL, &s->best_metric, err) ||
+        json_get_double(root, "first_eval", JSON_OPTIONAL, &s->first_eval, err) ||
+        json_get_double(root, "last_eval", JSON_OPTIONAL, &s->last_eval, err) ||
+        json_get_double(root, "last_loss", JSON_OPTIONAL, &s->last_loss, err) ||
+        json_get_double(root, "seconds", JSON_REQUIRED, &s->seconds, err) ||
         copy_string(root, "run_id", s->run_id, sizeof s->run_id, err) ||
         copy_string(root, "arithmetic", s->arithmetic, sizeof s->arithmetic, err) ||
         copy_string(root, "config_sha256", s->config_sha256, sizeof s->config_sha256, err) ||

@@ -12,9 +12,12 @@ struct train_state {
     int64_t evals_without_gain;
     int64_t steps_over_watchdog;
     int64_t nonfinite_in_row;
-    char run_id[33];        // names the run through all its resumes
-    char arithmetic[32];    // "fp32", "bf16": resuming in another one is not bitwise
-    char config_sha256[65]; // of the effective configuration
+    double first_eval, last_eval; // eval_loss before training and of the newest evaluation; NAN = none
+    double last_loss;             // of the newest step; NAN = none
+    double seconds;               // of training
+    char run_id[33];              // names the run through all its resumes
+    char arithmetic[32];          // "fp32", "bf16": resuming in another one is not bitwise
+    char config_sha256[65];       // of the effective configuration
     char data_sha256[65];
     char base_sha256[65];
 };

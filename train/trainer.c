@@ -120,7 +120,7 @@ static int watch(struct trainer *t, const struct trainer_step *step, const struc
 // Leaves the run in order: the step that was under way is dropped, the state before it saved.
 static int stop(struct trainer *t, struct error *err) {
     int64_t step = t->state.step;
-    if (step > 0 && trainer_save(t, err)) return -1;
+    if (step > 0 && trainer_save(t, true, err)) return -1;
     return error_set(err, STATUS_STOPPED,
                      "stopped by signal %d at step %lld of %lld; %s; go on with `graft train ... --resume`",
                      (int)stop_requested, (long long)step, (long long)t->total_steps,
@@ -143,10 +143,10 @@ static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
     if (step_end(&t->engine, &result, err)) return -1;
     t->state.step++;
     t->state.tokens += tokens;
-    t->last_loss = result.loss;
+    t->state.last_loss = result.loss;
     *epoch_end = step.epoch_end;
     double seconds = clock_now() - start;
-    t->seconds += seconds;
+    t->state.seconds += seconds;
     if (log_step(t, &result, step.lr, tokens, seconds, err)) return -1;
     return watch(t, &step, &result, err);
 }
@@ -159,15 +159,16 @@ static int evaluate(struct trainer *t, struct error *err) {
     if (evaluator_loss(&t->evaluator, t->lora.number, &result, err)) return -1;
     double epoch = (double)t->state.step / (double)t->steps_per_epoch;
     if (runlog_eval(&t->log, t->state.step, epoch, result.loss, result.tokens, clock_now() - start, err)) return -1;
-    t->last_eval = result.loss;
-    if (isnan(t->first_eval)) t->first_eval = result.loss;
+    t->state.last_eval = result.loss;
+    if (isnan(t->state.first_eval)) t->state.first_eval = result.loss;
     struct train_state *s = &t->state;
+    if (t->generates && trainer_generate_samples(t, err)) return -1;
+    if (s->step == 0) return 0; // as in transformers, the base's own loss is no candidate for the best
     bool better = s->best_step < 0 ||
                   (t->config->greater_is_better ? result.loss > s->best_metric : result.loss < s->best_metric);
     s->evals_without_gain = better ? 0 : s->evals_without_gain + 1;
     if (better) s->best_metric = result.loss, s->best_step = s->step;
-    if (t->generates && trainer_generate_samples(t, err)) return -1;
-    return better && t->config->load_best_model_at_end && s->step > 0 ? trainer_save(t, err) : 0;
+    return better && t->config->load_best_model_at_end ? trainer_save(t, false, err) : 0;
 }
 
 // A file that somebody puts into the output folder asks for a checkpoint.
@@ -181,21 +182,45 @@ static bool triggered(const struct trainer *t) {
     return there;
 }
 
+static bool out_of_patience(struct trainer *t) {
+    const struct train_state *s = &t->state;
+    int64_t patience = t->config->early_stopping_patience;
+    if (patience == CONFIG_UNSET || s->evals_without_gain < patience) return false;
+    runlog_say(&t->log, "early stop: %lld evaluations without a better eval_loss than %.4f at step %lld",
+               (long long)s->evals_without_gain, s->best_metric, (long long)s->best_step);
+    return true;
+}
+
 static int between_steps(struct trainer *t, bool epoch_end, bool *done, struct error *err) {
     const struct run_config *c = t->config;
     bool last = t->state.step == t->total_steps;
     if (t->evaluates && (due(t, c->eval_when, epoch_end) || (last && c->eval_when.kind != CONFIG_WHEN_NEVER))) {
         if (t->last_eval_step != t->state.step && evaluate(t, err)) return -1;
         t->last_eval_step = t->state.step;
-        if (c->early_stopping_patience != CONFIG_UNSET && t->state.evals_without_gain >= c->early_stopping_patience) {
-            runlog_say(&t->log, "early stop: %lld evaluations without a better eval_loss than %.4f at step %lld",
-                       (long long)t->state.evals_without_gain, t->state.best_metric, (long long)t->state.best_step);
-            *done = true;
-        }
+        *done = out_of_patience(t);
     }
     bool save =
         due(t, c->save_when, epoch_end) || (c->save_first_step && t->state.step == 1) || triggered(t) || last || *done;
-    return save ? trainer_save(t, err) : 0;
+    return save ? trainer_save(t, false, err) : 0;
+}
+
+// What is about to happen, in three lines.
+static void announce(struct trainer *t) {
+    const struct model *m = &t->session.model;
+    struct text rows = {0};
+    dataset_ledger(&t->train, &rows);
+    if (t->evaluates) {
+        text_add(&rows, "; held out: ");
+        dataset_ledger(&t->held_out, &rows);
+    }
+    runlog_say(&t->log, "base: %s, %s, %.1f M parameters; adapter: r %d on %d linears, %.2f M parameters", m->name,
+               m->file_type, (double)m->total_parameters / 1e6, t->adapter.r, t->adapter.n_modules,
+               (double)t->lora.n_params / 1e6);
+    runlog_say(&t->log, "data: %s", text_str(&rows));
+    runlog_say(&t->log, "run: %lld steps, %s on %s, %.0f MiB planned", (long long)t->total_steps, t->state.arithmetic,
+               backend_describe(t->session.device.backend),
+               (double)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)) / 1048576);
+    text_free(&rows);
 }
 
 static int start(struct trainer *t, struct error *err) {
@@ -203,16 +228,22 @@ static int start(struct trainer *t, struct error *err) {
     if (trainer_start_device(t, err)) return -1;
     trainer_set_hashes(t);
     if (t->options.resume && trainer_resume(t, err)) return -1;
-    if (runlog_open(t->config->output_dir, t->state.log_bytes, t->state.step, &t->log, err)) return -1;
+    if (runlog_open(t->config->output_dir, t->state.log_bytes, t->state.step, t->config->use_tensorboard, &t->log, err))
+        return -1;
+    announce(t);
     if (trainer_write_manifest(t, "running", err)) return -1;
     return t->evaluates && t->config->eval_at_start && t->state.step == 0 ? evaluate(t, err) : 0;
 }
 
 int trainer_run(struct trainer *t, struct error *err) {
-    bool epoch_end = false, done = false;
+    bool epoch_end = false;
     if (start(t, err)) return -1;
-    while (t->state.step < t->total_steps && !done) {
-        if (one_step(t, &epoch_end, err) || between_steps(t, epoch_end, &done, err)) return -1;
+    bool done = t->options.resume && out_of_patience(t);
+    int failed = 0;
+    while (t->state.step < t->total_steps && !done && !failed) {
+        failed = one_step(t, &epoch_end, err) || between_steps(t, epoch_end, &done, err);
     }
-    return trainer_finish(t, err);
+    if (!failed) return trainer_finish(t, err);
+    trainer_write_manifest(t, err && err->code == STATUS_STOPPED ? "stopped" : "failed", NULL);
+    return -1;
 }

@@ -9,7 +9,8 @@
 #include "train/step.h"
 
 struct trainer_options {
-    bool resume;         // continue the newest verified checkpoint
+    bool resume;         // continue a checkpoint
+    bool go_on;          // --resume: the newest one of the output folder before resume_from_checkpoint
     bool overwrite;      // remove what an earlier run left in the output folder
     const char *command; // as typed, for run.json
 };
@@ -27,19 +28,17 @@ struct trainer {
     struct evaluator evaluator; // only with held-out rows
     struct dataset probe_rows;  // the first few rows, held-out ones if there are: what `graft verify` compares
     struct evaluator probe;
-    bool evaluates, generates;
+    bool evaluates, generates, checkpoints_layers;
     struct schedule schedule;
     int64_t total_steps, steps_per_epoch;
     struct train_state state;
     struct runlog log;
     struct file_lock lock;
     char run_id[33];
-    double first_eval, last_eval; // eval_loss before and at the end; NAN = none
-    double last_loss;
     double flops_per_token;  // of a training step, forward and backward, at the largest micro-batch
-    double seconds;          // of training in this process
     int64_t last_eval_step;  // -1 = none
     int64_t checkpoint_step; // newest one written or resumed, -1 = none
+    bool best_loaded;        // the adapter is that of state.best_step
 };
 
 // What one optimiser step is made of: a pure function of its number, so that resume needs nothing else.
@@ -65,7 +64,8 @@ void trainer_install_signals(void);
 
 // --- resume.c
 void trainer_set_hashes(struct trainer *trainer); // of config, data and base into trainer->state; run_id from them
-int trainer_save(struct trainer *trainer, struct error *err);   // a checkpoint of this step, unless there is one
+// A checkpoint of this step, unless there is one. `resumable`: with AdamW's state even if save_only_model.
+int trainer_save(struct trainer *trainer, bool resumable, struct error *err);
 int trainer_resume(struct trainer *trainer, struct error *err); // adapter, moments and counters from a checkpoint
 
 // --- nonfinite.c

@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+"""What a run does beside training: stopping early, the best checkpoint, resuming, memory, what it leaves behind. On a tiny
+model. Closes with "N passed, N failed, N skipped"."""
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import test_program as program
+from test_program import GRAFT, adapter, check, expect, graft, log, tiny, train
+
+cases = []
+
+
+def case(function):
+    cases.append(function)
+    return function
+
+
+def manifest(folder):
+    with open(f"{folder}/run.json") as f:
+        return json.load(f)
+
+
+def read(path):
+    with open(path) as f:
+        return f.read()
+
+
+EARLY = ["learning_rate=0.06", "lr_scheduler=constant", "num_epochs=4", "eval_steps=4", "save_steps=50", "early_stopping_patience=3"]
+
+
+@case
+def early_stop_survives_a_kill():
+    """Killed between the last checkpoint and the end: resume finds itself out of patience and trains no further."""
+    t = tiny("early")
+    out = train(t, *EARLY)
+    said = manifest(out)
+    check(said["step"] < said["steps"], f"no early stop: {said['step']} of {said['steps']}")
+    whole = adapter(out)
+    said["status"] = "running"
+    with open(f"{out}/run.json", "w") as f:
+        json.dump(said, f)
+    os.remove(f"{out}/adapter_model.safetensors")
+    train(t, *EARLY, "--resume")
+    check(manifest(out)["step"] == said["step"], "resume trained on")
+    check(adapter(out) == whole, "another adapter")
+
+
+@case
+def best_checkpoint_is_what_is_reported():
+    t = tiny("best")
+    out = train(t, "learning_rate=0.06", "lr_scheduler=constant", "num_epochs=4", "eval_steps=4", "save_steps=4",
+                "load_best_model_at_end=true")
+    evals = {x["step"]: x["eval_loss"] for x in log(out) if "eval_loss" in x}
+    best = min((s for s in evals if s), key=lambda s: evals[s])
+    said = manifest(out)
+    check(best != said["step"], "the last step is the best: nothing is shown")
+    check(said["adapter_step"] == best and abs(said["eval_loss"] - evals[best]) < 1e-9, f"{said['adapter_step']}, {said['eval_loss']}")
+    r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json", "--no-generate")
+    check(abs(json.loads(r.stdout)["loss"] - evals[best]) < 1e-5, r.stdout)
+    card = read(f"{out}/README.md")
+    check(f"{evals[best]:.4f}" in card and f"{evals[said['step']]:.4f}" not in card, "the card tells of another step")
+    check(f"{evals[best]:.4f} (step {best})" in read(f"{out}/report.html"), "the report tells of another step")
+
+
+@case
+def base_is_no_candidate_for_the_best():
+    """As in transformers: the evaluation before training is shown, and says so when nothing beats it."""
+    t = tiny("worse")
+    first = train(t, "num_epochs=2", "eval_steps=50", out="first")
+    r = graft("train", f"{t}/config.yml", f"output_dir={t}/out", f"lora_model_dir={first}", "learning_rate=1", "lr_scheduler=constant",
+              "eval_steps=5", "save_steps=5", "load_best_model_at_end=true", "max_steps=15")
+    check(r.returncode == 0, r.stderr[-400:])
+    check("no evaluation was better than the one before training" in r.stderr, r.stderr[-600:])
+    evals = {x["step"]: x["eval_loss"] for x in log(f"{t}/out") if "eval_loss" in x}
+    best = min((s for s in evals if s), key=lambda s: evals[s])
+    check(manifest(f"{t}/out")["adapter_step"] == best, f"not step {best}")
+
+
+@case
+def figures_survive_a_resume():
+    t = tiny("figures")
+    keys = ["num_epochs=2", "eval_steps=5", "save_steps=5"]
+    whole = train(t, *keys, out="whole")
+    copy = f"{t}/copy"
+    shutil.copytree(whole, copy)
+    said = manifest(copy)
+    for name in ("run.json", "README.md", "report.html", "adapter_model.safetensors"):
+        os.remove(f"{copy}/{name}")
+    train(t, *keys, "--resume", out="copy")
+    now = manifest(copy)
+    for key in ("step", "loss", "eval_loss", "eval_loss_before", "tokens", "adapter_step"):
+        check(now[key] == said[key], f"{key}: {now[key]}, before {said[key]}")
+    check(now["seconds"] > 0.5 * said["seconds"], f"seconds {now['seconds']}, before {said['seconds']}")
+    check("nan" not in read(f"{copy}/README.md").lower(), "the card has nan")
+    check(adapter(copy) == adapter(whole), "another adapter")
+
+
+@case
+def a_named_checkpoint_starts_another_folder():
+    t = tiny("named")
+    keys = ["num_epochs=2", "save_steps=5"]
+    whole = train(t, *keys, out="whole")
+    point = sorted(os.listdir(f"{whole}/checkpoints"))[0]
+    named = f"resume_from_checkpoint={whole}/checkpoints/{point}"
+    train(t, *keys, named, out="other")
+    check(adapter(f"{t}/other") == adapter(whole), "another adapter")
+    numbers = lambda run: [(x["step"], x["loss"]) for x in log(run) if "loss" in x]
+    check(numbers(f"{t}/other") == numbers(whole), "the log lacks its beginning")
+    expect(73, "finished run", args=["train", f"{t}/config.yml", f"output_dir={whole}", named])
+    expect(64, "would remove", args=["train", f"{t}/config.yml", f"output_dir={whole}", named, "--overwrite"])
+    expect(64, "give one", args=["train", f"{t}/config.yml", f"output_dir={whole}", "--resume", "--overwrite"])
+    check(adapter(whole) == adapter(f"{t}/other"), "something was lost")
+
+
+def interrupted(t, *args, after="step 3/", env=None):
+    """Runs until a line holds `after`, then SIGTERM; (exit code, all it said)."""
+    p = subprocess.Popen([GRAFT, "train", f"{t}/config.yml", *args], stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, **(env or {})})
+    said = []
+    for line in p.stderr:
+        said.append(line)
+        if after in line:
+            p.send_signal(signal.SIGTERM)
+            break
+    said += p.stderr.readlines()
+    return p.wait(), "".join(said)
+
+
+@case
+def stopping_saves_what_resume_needs():
+    t = tiny("stopped")
+    keys = ["num_epochs=12", f"output_dir={t}/out", "logging_steps=1"]
+    for only_model in ("false", "true"):
+        code, said = interrupted(t, *keys, f"save_only_model={only_model}", "--overwrite")
+        check(code == 75 and "everything up to there is saved" in said, f"{code}: {said[-300:]}")
+        stopped = manifest(f"{t}/out")
+        check(stopped["status"] == "stopped" and stopped["step"] >= 3, f"{stopped['status']} at {stopped['step']}")
+        r = graft("train", f"{t}/config.yml", *keys, f"save_only_model={only_model}", "--resume")
+        check(r.returncode == 0 and f"resuming at step {stopped['step']}" in r.stderr, r.stderr[-400:])
+    out = train(t, "save_only_model=true", "save_steps=3", "max_steps=7", out="model")
+    os.remove(f"{out}/run.json")
+    expect(66, "save_only_model", "lora_model_dir", args=["train", f"{t}/config.yml", f"output_dir={out}", "save_only_model=true",
+                                                          "max_steps=7", "--resume"])
+
+
+@case
+def stopping_in_an_evaluation():
+    """Within one micro-batch of it, not at its end."""
+    t = tiny("stop-eval")
+    with open(f"{t}/test.jsonl") as f:
+        rows = f.read()
+    with open(f"{t}/many.jsonl", "w") as f:
+        f.write(rows * 400)
+    code, said = interrupted(t, f"output_dir={t}/out", "eval_steps=50", f"test_datasets.0.path={t}/many.jsonl", "lint_waive=[overlap]",
+                             after="run: ")
+    check(code == 75, f"exit {code}: {said[-300:]}")
+    check("eval_loss" not in said, "the evaluation went on to its end")
+
+
+@case
+def failed_runs_say_so():
+    t = tiny("watchdog")
+    r = expect(79, "loss_watchdog_threshold", "no checkpoint was written yet",
+               args=["train", f"{t}/config.yml", f"output_dir={t}/out", "loss_watchdog_threshold=0.001"])
+    check("step -1" not in r.stderr, r.stderr[-300:])
+    check(manifest(f"{t}/out")["status"] == "failed", "run.json")
+
+
+@case
+def threads_and_folders_change_nothing():
+    t = tiny("same-config")
+    out = train(t, "max_steps=6", "save_steps=3", "threads=1")
+    os.remove(f"{out}/run.json")
+    os.rename(out, f"{t}/moved")
+    r = graft("train", f"{t}/config.yml", f"output_dir={t}/moved", "max_steps=6", "save_steps=3", "threads=2", "--resume")
+    check(r.returncode == 0 and "configuration changed" not in r.stderr, r.stderr[-400:])
+    os.remove(f"{t}/moved/run.json")
+    r = graft("train", f"{t}/config.yml", f"output_dir={t}/moved", "max_steps=6", "save_steps=3", "weight_decay=0.1", "--resume")
+    check("configuration changed" in r.stderr, r.stderr[-400:])
+
+
+@case
+def memory_that_is_not_there():
+    t = tiny("memory")
+    long = ["sequence_len=2048", "micro_batch_size=4", "max_steps=2"]
+    sizes = {}
+    for mode in ("false", "true", "auto"):
+        plan = graft("plan", f"{t}/config.yml", *long, f"gradient_checkpointing={mode}", "--json")
+        sizes[mode] = json.loads(plan.stdout)["peak_bytes"] / 2**20
+    check(sizes["true"] < 0.8 * sizes["false"] and abs(sizes["auto"] - sizes["false"]) < 0.1, f"{sizes}")
+    tight = {"GRAFT_MEMORY": str(int((sizes["true"] + sizes["false"]) / 2))}
+    r = graft("train", f"{t}/config.yml", *long, "gradient_checkpointing=auto", f"output_dir={t}/auto", env=tight)
+    check(r.returncode == 0 and "gradient_checkpointing: on" in r.stderr, r.stderr[-400:])
+    expect(71, "gradient_checkpointing: true", "nothing was trained", args=["train", f"{t}/config.yml", *long, f"output_dir={t}/no"], env=tight)
+    train(t, *long, out="plain")
+    check(adapter(f"{t}/auto") == adapter(f"{t}/plain"), "checkpointing changed the bytes")
+
+
+@case
+def a_template_for_each_dataset():
+    """The base's own template prints something else than ChatML; one data set asks for ChatML by name."""
+    t = tiny("templates")
+    with open(f"{t}/tiny.gguf", "rb") as f:
+        data = f.read()
+    check(data.count(b"<|im_start|>") > 1, "no template in the base")
+    at = data.index(b"<|im_start|>", data.index(b"tokenizer.chat_template"))
+    for old, new in ((b"<|im_start|>", b"<|XX_start|>"),):
+        head, tail = data[:at], data[at:]
+        end = tail.index(b"endfor")
+        data = head + tail[:end].replace(old, new) + tail[end:]
+    with open(f"{t}/tiny.gguf", "wb") as f:
+        f.write(data)
+    rows = lambda *args: [json.loads(x)["text"] for x in graft("check", f"{t}/config.yml", "test_datasets=", "lint_waive=[special-text]",
+                                                                 *args, "--json").stdout.splitlines()]
+    own, named, both = rows(), rows("datasets.0.chat_template=chatml"), rows("chat_template=chatml")
+    check(own and all("<|XX_start|>" in x for x in own), f"{own[:1]}")
+    check(named and all("<|im_start|>" in x and "XX" not in x for x in named), f"{named[:1]}")
+    check(both == named, "global and own differ")
+
+
+@case
+def bases_that_are_not_quantised():
+    t = tiny("plain-base")
+    out = train(t, "max_steps=2")
+    graft("export", out, "--base", f"{t}/tiny.gguf", "--to", "merged", "--out", f"{t}/f32.gguf", "--type", "f32")
+    check(os.path.exists(f"{t}/f32.gguf"), "no merged file")
+    base = f"base_model={t}/f32.gguf"
+    expect(78, "load_in_4bit", "not in this version", args=["train", f"{t}/config.yml", base, "load_in_4bit=true", f"output_dir={t}/a"])
+    expect(78, "qlora", "quantised", args=["train", f"{t}/config.yml", base, "adapter=qlora", f"output_dir={t}/b"])
+    train(t, base, "max_steps=2", out="c")
+    r = graft("train", f"{t}/config.yml", "load_in_4bit=true", "max_steps=2", f"output_dir={t}/d")
+    check("quantised already (Q4_1) and stays as it is" in r.stderr, r.stderr[-300:])
+
+
+@case
+def dropped_rows_are_counted():
+    t = tiny("dropped")
+    with open(f"{t}/test.jsonl") as f:
+        rows = f.read().splitlines()
+    long = json.dumps({"messages": [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": "y"}]})
+    with open(f"{t}/test.jsonl", "w") as f:
+        f.write("\n".join(rows * 2 + [long]) + "\n")
+    with open(f"{t}/train.jsonl") as f:
+        good = f.read()
+    with open(f"{t}/more.jsonl", "w") as f:
+        f.write(long + "\n" + good)
+    r = graft("train", f"{t}/config.yml", f"datasets.0.path={t}/more.jsonl", f"output_dir={t}/out", "max_steps=2")
+    check(r.returncode == 0, r.stderr[-400:])
+    for where, text in (("stderr", r.stderr), ("card", read(f"{t}/out/README.md"))):
+        check(text.count("1 dropped (too long)") >= 2, f"{where}: {text[:600]}")
+    said = manifest(f"{t}/out")
+    check(said["data"]["dropped"]["too long"] == 1 == said["held_out"]["dropped"]["too long"], f"{said['data']}")
+    with open(f"{t}/bad.jsonl", "w") as f:
+        f.write((good.splitlines()[0] + "\n") + (long + "\n") * 3)
+    r = expect(65, f"{t}/bad.jsonl:2:", args=["train", f"{t}/config.yml", f"datasets=[{{path: {t}/train.jsonl, type: chat_template}}, "
+                                                f"{{path: {t}/bad.jsonl, type: chat_template}}]", f"output_dir={t}/no", "val_set_size=0",
+                                                "excess_length_strategy=raise"])
+    expect(65, f"{t}/bad.jsonl:1:", args=["train", f"{t}/config.yml", f"test_datasets.0.path={t}/bad.jsonl", f"output_dir={t}/no"])
+
+
+@case
+def samples_need_evaluations():
+    t = tiny("samples")
+    expect(78, "generate_samples needs evaluations", args=["train", f"{t}/config.yml", "generate_samples=true", f"output_dir={t}/no"])
+    out = train(t, "generate_samples=true", "eval_steps=10", "num_generation_samples=2", "generation_max_new_tokens=8")
+    found = [x for x in log(out) if "samples" in x]
+    check(found and all(len(x["samples"]) == 2 for x in found), f"{found[:1]}")
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def masked(data):
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def fields(data):
+    """Fields of a protocol buffer message: (number, value)."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        tag = varint()
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            yield number, varint()
+        elif wire == 2:
+            size = varint()
+            yield number, data[at:at + size]
+            at += size
+        else:
+            size = {1: 8, 5: 4}[wire]
+            yield number, struct.unpack("<d" if size == 8 else "<f", data[at:at + size])[0]
+            at += size
+
+
+@case
+def tensorboard_events():
+    check(crc32c(b"123456789") == 0xE3069283, "the test's own CRC")
+    t = tiny("events")
+    out = train(t, "max_steps=6", "eval_steps=3", "save_steps=3")
+    names = os.listdir(f"{out}/tb")
+    check(len(names) == 1, f"{names}")
+    with open(f"{out}/tb/{names[0]}", "rb") as f:
+        data = f.read()
+    at, scalars, version = 0, {}, None
+    while at < len(data):
+        size = struct.unpack_from("<Q", data, at)[0]
+        event = data[at + 12:at + 12 + size]
+        check(struct.unpack_from("<I", data, at + 8)[0] == masked(data[at:at + 8]), "CRC of a length")
+        check(struct.unpack_from("<I", data, at + 12 + size)[0] == masked(event), "CRC of an event")
+        at += 16 + size
+        found = dict(fields(event))
+        version = version or found.get(3)
+        for number, value in fields(found.get(5, b"")):
+            v = dict(fields(value))
+            scalars.setdefault(v[1].decode(), {})[found.get(2)] = v[2]
+    check(version == b"brain.Event:2", f"{version}")
+    want = {x["step"]: x["loss"] for x in log(out) if "loss" in x}
+    check(scalars["train/loss"].keys() == want.keys(), f"{scalars}")
+    check(all(abs(scalars["train/loss"][s] - want[s]) < 1e-5 * want[s] for s in want), "losses")
+    check(sorted(scalars["eval/loss"]) == [0, 3, 6], f"{scalars['eval/loss']}")
+    check(not os.path.exists(train(t, "max_steps=2", "use_tensorboard=false", out="none") + "/tb"), "events nobody asked for")
+
+
+@case
+def rex_has_a_floor():
+    t = tiny("rex")
+    out = train(t, "lr_scheduler=rex", "cosine_min_lr_ratio=0.5", "max_steps=10", "warmup_steps=2", "learning_rate=0.01")
+    last = [x["lr"] for x in log(out) if "lr" in x][-1]
+    z = 1 / 8  # step 9 of 10, 2 of warm-up
+    want = 0.01 * (0.5 + 0.5 * z / (0.1 + 0.9 * z))
+    check(abs(last - want) < 1e-9, f"{last}, wanted {want}")
+
+
+if __name__ == "__main__":
+    program.cases[:] = cases
+    sys.exit(program.main())
