@@ -52,6 +52,10 @@ static int step(struct generator *g, const char *name, int32_t rows, int32_t n_s
     return plan_end(d->device->plan, err);
 }
 
+static int between(const struct generator *g, int done, int total, struct error *err) {
+    return g->between && g->between(g->context, done, total, err) ? -1 : 0;
+}
+
 // Widths of decoding steps: powers of two up to the cache's sequences, and that number itself.
 static int32_t width_for(const struct generator *g, int32_t active) {
     int32_t width = 1;
@@ -81,7 +85,7 @@ struct place {      // one sequence of the cache
 };
 
 // Puts the prompts of freshly placed jobs, all but their last token, into the cache.
-static int prefill(struct generator *g, struct place *places, const struct generation *jobs, int adapter,
+static int prefill(struct generator *g, struct place *places, const struct generation *jobs, int done, int n_jobs,
                    struct error *err) {
     int32_t n_places = g->decoder->limits.cache_seqs, cache_len = g->decoder->limits.cache_len;
     for (;;) {
@@ -116,7 +120,7 @@ static int prefill(struct generator *g, struct place *places, const struct gener
             used += take;
         }
         for (int32_t i = used; i < rows; i++) g->ids[i] = g->positions[i] = 0, g->slots[i] = -1;
-        if (step(g, "prefill", rows, n_places, adapter, false, err)) return -1;
+        if (step(g, "prefill", rows, n_places, jobs[0].adapter, false, err) || between(g, done, n_jobs, err)) return -1;
     }
 }
 
@@ -207,7 +211,8 @@ static int run(struct generator *g, struct place *places, int32_t *rows_of, stru
             running++;
         }
         if (running == 0) return 0;
-        if (prefill(g, places, jobs, adapter, err) || decode(g, places, adapter, rows_of, err)) return -1;
+        if (prefill(g, places, jobs, next_job - running, n_jobs, err) || decode(g, places, adapter, rows_of, err))
+            return -1;
         for (int32_t p = 0; p < n_places; p++) {
             struct place *place = &places[p];
             if (place->job < 0) continue;
@@ -223,6 +228,7 @@ static int run(struct generator *g, struct place *places, int32_t *rows_of, stru
             if (progress && !progress(context, place->job, job->stopped ? -1 : token)) end = true;
             if (end) place->job = -1, running--;
         }
+        if (between(g, next_job - running, n_jobs, err)) return -1;
     }
 }
 

@@ -21,9 +21,14 @@ struct generation {
     bool stopped;          // by a stop token (else: length)
 };
 
+// Called between two pieces of long work, of which `done` of `total` are finished; non-zero with `err` set ends it.
+typedef int work_between(void *context, int64_t done, int64_t total, struct error *err);
+
 struct generator {
     struct decoder *decoder;
-    int32_t prefill[3];                      // row counts of prefill programs, ascending
+    work_between *between; // set by the caller, after every step, counted in finished jobs; NULL = none
+    void *context;         // of `between`
+    int32_t prefill[3];    // row counts of prefill programs, ascending
     int32_t *ids, *positions, *slots, *seqs; // step arrays
     float *logits;                           // (cache_seqs, vocab)
     float *scratch;                          // (vocab)

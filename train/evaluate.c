@@ -59,6 +59,11 @@ int evaluator_record(struct evaluator *e, int adapter, struct error *err) {
     return 0;
 }
 
+// One micro-batch of `count` is done.
+static int between(const struct evaluator *e, int64_t done, int64_t count, struct error *err) {
+    return e->between && e->between(e->context, done, count, err) ? -1 : 0;
+}
+
 int evaluator_loss(struct evaluator *e, int adapter, struct eval_loss *out, struct error *err) {
     struct decoder *d = &e->session->decoder;
     struct step_scalars scalars = {0};
@@ -68,7 +73,7 @@ int evaluator_loss(struct evaluator *e, int adapter, struct eval_loss *out, stru
     if (count < 0) return -1;
     for (int64_t i = 0; i < count; i++) {
         if (loader_batch(e->loader, 0, i, &e->batch, err) || decoder_load(d, &e->batch, err) ||
-            program(e, adapter, e->batch.rows, e->batch.max_seqs, NULL, err)) {
+            program(e, adapter, e->batch.rows, e->batch.max_seqs, NULL, err) || between(e, i + 1, count, err)) {
             return -1;
         }
         out->rows += e->batch.n_seqs;
@@ -149,7 +154,8 @@ int evaluator_logprobs(struct evaluator *e, int adapter, const char *path, struc
     struct file_writer file;
     int failed = count < 0 || file_remove(path, err) || file_create(path, &file, err);
     for (int64_t i = 0; i < count && !failed; i++) {
-        failed = loader_batch(e->loader, 0, i, &e->batch, err) || write_batch(e, adapter, logp, &file, err);
+        failed = loader_batch(e->loader, 0, i, &e->batch, err) || write_batch(e, adapter, logp, &file, err) ||
+                 between(e, i + 1, count, err);
         if (failed) file_abandon(&file);
     }
     if (!failed) failed = file_close(&file, err);
@@ -254,8 +260,10 @@ int evaluator_answers(struct evaluator *e, int adapter, int64_t limit, const str
     const struct sampling greedy = {.top_p = 1};
     double start = clock_now();
     if (!failed) {
-        failed = generator_run(&e->session->generator, jobs, n, sampling ? sampling : &greedy, stop, n_stop, NULL, NULL,
-                               err);
+        struct generator *g = &e->session->generator;
+        g->between = e->between, g->context = e->context;
+        failed = generator_run(g, jobs, n, sampling ? sampling : &greedy, stop, n_stop, NULL, NULL, err);
+        g->between = NULL;
     }
     out->seconds = clock_now() - start;
     for (int i = 0; i < n && jobs; i++) {

@@ -11,6 +11,9 @@ struct evaluator {
     struct batch batch;
     int32_t buckets[8];
     int n_buckets;
+    // Set by the caller: after every micro-batch (of that many) and every step of a generation (of that many answers).
+    work_between *between; // NULL = none
+    void *context;
 };
 
 struct eval_loss {
