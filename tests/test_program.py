@@ -274,6 +274,9 @@ def whole_path():
     rows = [json.loads(x) for x in open(f"{t}/lp.jsonl")]
     total = sum(-p for x in rows for p, k in zip(x["logprobs"], x["trained"]) if k)
     count = sum(sum(x["trained"]) for x in rows)
+    probe = [json.loads(x) for x in open(f"{out}/probe.jsonl")]
+    for name, numbers in (("lp.jsonl", [x["row"] for x in rows]), ("probe.jsonl", [x["row"] for x in probe])):
+        check(numbers == list(range(12)), f"{name} is not in file order: {numbers}")
     check(rows[0]["logprobs"][0] is None and abs(total / count - e["loss"]) < 1e-5, f"logprobs: {total / count} against {e['loss']}")
     merged = graft("export", out, "--to", "merged", "--type", "f32", "--base", f"{t}/tiny.gguf", "--out", f"{t}/merged.gguf")
     check(merged.returncode == 0, merged.stderr)

@@ -131,35 +131,59 @@ static void write_row(struct json_writer *w, const struct sample *sample, const 
     text_char(w->out, '\n');
 }
 
-static int write_batch(struct evaluator *e, int adapter, float *logp, struct file_writer *file, struct error *err) {
-    struct text line = {0};
-    struct json_writer w = {.out = &line, .style = JSON_COMPACT};
-    if (evaluator_score(e, adapter, logp, err)) return -1;
-    int32_t at = 0;
-    for (int32_t s = 0; s < e->batch.n_seqs; s++) {
-        write_row(&w, e->batch.samples[s], logp + at);
-        at += e->batch.samples[s]->count;
+// Scores every row; kept[i] gets the log-probabilities of sample i of the dataset, NULL where it is not in use.
+static int score_rows(struct evaluator *e, int adapter, float *logp, struct pool *pool, float **kept,
+                      struct error *err) {
+    int64_t count = loader_count(e->loader, 0, err);
+    if (count < 0) return -1;
+    for (int64_t i = 0; i < count; i++) {
+        if (loader_batch(e->loader, 0, i, &e->batch, err) || evaluator_score(e, adapter, logp, err)) return -1;
+        int32_t at = 0;
+        for (int32_t s = 0; s < e->batch.n_seqs; s++) {
+            const struct sample *sample = e->batch.samples[s];
+            float *copy = pool_array(pool, (uint64_t)sample->count, sizeof *copy);
+            if (!copy) return error_memory(err, "log-probabilities", (size_t)sample->count * sizeof *copy);
+            memcpy(copy, logp + at, (size_t)sample->count * sizeof *copy);
+            kept[sample - e->dataset->samples] = copy;
+            at += sample->count;
+        }
+        if (between(e, i + 1, count, err)) return -1;
     }
-    int failed = text_failed(&line) ? error_memory(err, "log-probabilities", line.length)
-                                    : file_write(file, text_str(&line), line.length, err);
-    text_free(&line);
+    return 0;
+}
+
+static int write_rows(const struct evaluator *e, float *const *kept, struct file_writer *file, struct error *err) {
+    enum { PIECE = 1 << 20 };
+    struct text text = {0};
+    struct json_writer w = {.out = &text, .style = JSON_COMPACT};
+    int failed = 0;
+    for (size_t i = 0; i < e->dataset->count && !failed; i++) {
+        if (kept[i]) write_row(&w, &e->dataset->samples[i], kept[i]);
+        if (text.length < PIECE && i + 1 < e->dataset->count) continue;
+        failed = text_failed(&text) ? error_memory(err, "log-probabilities", text.length)
+                                    : file_write(file, text_str(&text), text.length, err);
+        text_clear(&text);
+    }
+    text_free(&text);
     return failed;
 }
 
 int evaluator_logprobs(struct evaluator *e, int adapter, const char *path, struct error *err) {
-    int64_t count = loader_count(e->loader, 0, err);
     size_t rows = (size_t)e->buckets[e->n_buckets - 1];
-    float *logp = mem_zalloc(rows, sizeof *logp);
-    if (!logp) return error_memory(err, "log-probabilities", rows * sizeof *logp);
+    struct pool pool = {0};
+    float *logp = pool_array(&pool, rows, sizeof *logp);
+    float **kept = pool_array(&pool, e->dataset->count, sizeof *kept); // batches come packed, rows go out in file order
     struct file_writer file;
-    int failed = count < 0 || file_remove(path, err) || file_create(path, &file, err);
-    for (int64_t i = 0; i < count && !failed; i++) {
-        failed = loader_batch(e->loader, 0, i, &e->batch, err) || write_batch(e, adapter, logp, &file, err) ||
-                 between(e, i + 1, count, err);
-        if (failed) file_abandon(&file);
+    int failed = logp && kept ? file_remove(path, err) || file_create(path, &file, err)
+                              : error_memory(err, "log-probabilities", rows * sizeof *logp);
+    if (!failed) {
+        failed = score_rows(e, adapter, logp, &pool, kept, err) || write_rows(e, kept, &file, err);
+        if (failed)
+            file_abandon(&file);
+        else
+            failed = file_close(&file, err);
     }
-    if (!failed) failed = file_close(&file, err);
-    mem_free(logp);
+    pool_free(&pool);
     return failed ? -1 : 0;
 }
 
