@@ -294,6 +294,22 @@ def whole_path():
 
 
 @case
+def json_of_eval_and_plan():
+    t = tiny("json")
+    keys = ["rows", "tokens", "loss", "perplexity", "answers", "valid_json", "exact", "exact_json", "generated_tokens",
+            "generated_tokens_per_second"]
+    for more in ([], ["--no-generate"]):
+        e = json.loads(graft("eval", f"{t}/config.yml", "--json", *more).stdout)
+        check(list(e) == keys, f"eval {more}: {list(e)}")
+        for key in keys:
+            kind = type(None) if more and key in keys[4:] else int if key in ("rows", "tokens", "answers", "generated_tokens") else float
+            check(type(e[key]) is kind, f"eval {more}: {key} is {e[key]!r}")
+    p = json.loads(graft("plan", f"{t}/config.yml", "--json").stdout)
+    whole = {"peak_bytes", "trainable_parameters", "total_parameters", "flops_per_token", "steps"}
+    check(whole <= set(p) and all(type(p[key]) is int for key in whole), f"plan: {p}")
+
+
+@case
 def other_targets_and_options():
     t = tiny("options")
     train(t, "lora_target_linear=false", "lora_target_modules=[q_proj, v_proj]", "peft_use_rslora=true", out="a")

@@ -120,6 +120,7 @@ static double share(int64_t part, int64_t whole) {
 
 static void result(const struct evaluation *e, const struct eval_loss *loss, const struct eval_answers *a, bool json,
                    struct text *out) {
+    double speed = a->seconds > 0 ? (double)a->tokens / a->seconds : 0;
     if (!json) {
         text_printf(out, "rows        %lld\ntokens      %.0f\nloss        %.4f\nperplexity  %.4f\n",
                     (long long)loss->rows, loss->tokens, loss->loss, exp(loss->loss));
@@ -127,9 +128,8 @@ static void result(const struct evaluation *e, const struct eval_loss *loss, con
         text_printf(out,
                     "answers     %lld, %lld tokens, %.0f tok/s\nvalid JSON  %.1f %%\nexact       %.1f %%\nexact JSON  "
                     "%.1f %%\n",
-                    (long long)a->asked, (long long)a->tokens, a->seconds > 0 ? (double)a->tokens / a->seconds : 0,
-                    100 * share(a->valid_json, a->asked), 100 * share(a->exact, a->asked),
-                    100 * share(a->exact_json, a->asked));
+                    (long long)a->asked, (long long)a->tokens, speed, 100 * share(a->valid_json, a->asked),
+                    100 * share(a->exact, a->asked), 100 * share(a->exact_json, a->asked));
         return;
     }
     struct json_writer w = {.out = out, .style = JSON_SPACED};
@@ -137,21 +137,25 @@ static void result(const struct evaluation *e, const struct eval_loss *loss, con
     const struct {
         const char *key;
         double value;
-        bool present;
-    } fields[] = {{"rows", (double)loss->rows, true},
-                  {"tokens", loss->tokens, true},
-                  {"loss", loss->loss, true},
-                  {"perplexity", exp(loss->loss), true},
-                  {"answers", (double)a->asked, e->answers},
-                  {"valid_json", share(a->valid_json, a->asked), e->answers},
-                  {"exact", share(a->exact, a->asked), e->answers},
-                  {"exact_json", share(a->exact_json, a->asked), e->answers},
-                  {"generated_tokens", (double)a->tokens, e->answers},
-                  {"generated_tokens_per_second", a->seconds > 0 ? (double)a->tokens / a->seconds : 0, e->answers}};
+        bool whole, present;
+    } fields[] = {{"rows", (double)loss->rows, true, true},
+                  {"tokens", loss->tokens, true, true},
+                  {"loss", loss->loss, false, true},
+                  {"perplexity", exp(loss->loss), false, true},
+                  {"answers", (double)a->asked, true, e->answers},
+                  {"valid_json", share(a->valid_json, a->asked), false, e->answers},
+                  {"exact", share(a->exact, a->asked), false, e->answers},
+                  {"exact_json", share(a->exact_json, a->asked), false, e->answers},
+                  {"generated_tokens", (double)a->tokens, true, e->answers},
+                  {"generated_tokens_per_second", speed, false, e->answers}};
     for (size_t i = 0; i < COUNT_OF(fields); i++) {
-        if (!fields[i].present) continue;
         json_put_key(&w, fields[i].key);
-        json_put_double(&w, fields[i].value);
+        if (!fields[i].present)
+            json_put_null(&w);
+        else if (fields[i].whole)
+            json_put_int(&w, llround(fields[i].value));
+        else
+            json_put_double(&w, fields[i].value);
     }
     json_end_object(&w);
     text_char(out, '\n');

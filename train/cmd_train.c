@@ -3,6 +3,7 @@
 #include "train/command.h"
 #include "train/trainer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -83,7 +84,7 @@ static void plan_json(const struct trainer *t, struct text *out) {
     json_put_key(&w, "total_parameters");
     json_put_int(&w, (int64_t)t->session.model.total_parameters);
     json_put_key(&w, "flops_per_token");
-    json_put_double(&w, t->flops_per_token);
+    json_put_int(&w, llround(t->flops_per_token));
     json_put_key(&w, "steps");
     json_put_int(&w, t->total_steps);
     json_put_key(&w, "programs");
