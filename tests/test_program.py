@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -307,6 +308,40 @@ def json_of_eval_and_plan():
     p = json.loads(graft("plan", f"{t}/config.yml", "--json").stdout)
     whole = {"peak_bytes", "trainable_parameters", "total_parameters", "flops_per_token", "steps"}
     check(whole <= set(p) and all(type(p[key]) is int for key in whole), f"plan: {p}")
+
+
+def on_terminal(*args):
+    """Runs with stderr on a terminal: exit code, what was printed, what the terminal got."""
+    master, slave = pty.openpty()
+    p = subprocess.Popen([GRAFT, *map(str, args)], stdout=subprocess.PIPE, stderr=slave, text=True)
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:  # Linux says EIO when the other end is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(master)
+    out, _ = p.communicate()
+    return p.returncode, out, seen.decode()
+
+
+@case
+def progress_of_eval():
+    t = tiny("progress")
+    args = ["eval", f"{t}/config.yml", "--json", "--logprobs", f"{t}/lp.jsonl"]
+    code, out, screen = on_terminal(*args)
+    check(code == 0 and json.loads(out), f"exit {code}: {screen}")
+    for phase in ("loss, micro-batch 1/", "log-probabilities, micro-batch 1/", "answers 0/12"):
+        check("\r\033[K" + phase in screen, f"no {phase!r}: {screen!r}")
+    check(re.search(r"loss, micro-batch 1/\d+  [\d.e+]+/s  ETA \d+:\d\d", screen), f"no rate, no ETA: {screen!r}")
+    check(screen.endswith("\r\033[K"), f"the line stays: {screen!r}")
+    check(graft(*args).stderr == "", "a progress line in a pipe")
+    code, _, screen = on_terminal(*args[:-1], f"{t}/none/lp.jsonl")
+    check(code != 0 and "\r\033[Kgraft: " in screen, f"the message stands behind the line: {screen!r}")
 
 
 @case

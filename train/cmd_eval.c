@@ -3,12 +3,11 @@
 #include "data/json.h"
 #include "train/command.h"
 #include "train/evaluate.h"
-#include "train/runlog.h"
+#include "train/progress.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 struct evaluation {
     struct session session;
@@ -161,17 +160,35 @@ static void result(const struct evaluation *e, const struct eval_loss *loss, con
     text_char(out, '\n');
 }
 
-static int evaluate(struct evaluation *e, const struct option *options, struct error *err) {
-    const char *logprobs = option_value(options, "--logprobs"), *answers_path = option_value(options, "--answers");
+// Everything that takes long, with a progress line.
+static int run(struct evaluation *e, const char *logprobs, int64_t limit, struct eval_loss *loss,
+               struct eval_answers *answers, struct error *err) {
+    struct progress progress = {0};
     int number = e->has_adapter ? 0 : -1;
+    e->evaluator.between = progress_show, e->evaluator.context = &progress;
+    progress_begin(&progress, "loss, micro-batch");
+    int failed = evaluator_loss(&e->evaluator, number, loss, err);
+    if (!failed && logprobs) {
+        progress_begin(&progress, "log-probabilities, micro-batch");
+        failed = evaluator_logprobs(&e->evaluator, number, logprobs, err);
+    }
+    if (!failed && e->answers) {
+        progress_begin(&progress, "answers");
+        failed = evaluator_answers(&e->evaluator, number, limit, NULL, answers, err);
+    }
+    progress_end(&progress);
+    e->evaluator.between = NULL;
+    return failed;
+}
+
+static int evaluate(struct evaluation *e, const struct option *options, struct error *err) {
+    const char *answers_path = option_value(options, "--answers");
     double limit = 0;
     struct eval_loss loss;
     struct eval_answers answers = {0};
     struct text out = {0};
     if (option_number(options, "--rows", 1, 1e9, &limit, err)) return -1;
-    if (evaluator_loss(&e->evaluator, number, &loss, err)) return -1;
-    if (logprobs && evaluator_logprobs(&e->evaluator, number, logprobs, err)) return -1;
-    if (e->answers && evaluator_answers(&e->evaluator, number, (int64_t)limit, NULL, &answers, err)) return -1;
+    if (run(e, option_value(options, "--logprobs"), (int64_t)limit, &loss, &answers, err)) return -1;
     int failed = e->answers && answers_path ? write_answers(e, &answers, answers_path, err) : 0;
     result(e, &loss, &answers, option_flag(options, "--json"), &out);
     if (!failed) failed = print_result(&out, err);
