@@ -266,7 +266,7 @@ def whole_path():
     config["lora_alpha"] *= 2
     with open(f"{t}/wrong/adapter_config.json", "w") as f:
         json.dump(config, f)
-    check(graft("verify", f"{t}/wrong").returncode == 80, "verify passes a wrong alpha")
+    expect(80, "a file does not give the trainer's log-probabilities", args=["verify", f"{t}/wrong"])
     r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json", "--logprobs", f"{t}/lp.jsonl")
     e = json.loads(r.stdout)
     check(abs(e["loss"] - evals[-1]) < 1e-6, f"eval says {e['loss']}, the run said {evals[-1]}")
@@ -292,6 +292,35 @@ def whole_path():
         check(graft("inspect", path).returncode == 0 and json.loads(graft("inspect", path, "--json").stdout), "inspect " + path)
     r = graft("chat", "--base", f"{t}/tiny.gguf", "--adapter", out, "--prompt", "ann takes 3 cups", "--max-tokens", 40)
     check(r.returncode == 0 and "{" in r.stdout, "chat: " + r.stdout + r.stderr)
+
+
+@case
+def verify_names_the_wrong_base():
+    t = tiny("base")
+    out = train(t, "max_steps=3")
+    with open(f"{t}/tiny.gguf", "rb") as f:
+        data = bytearray(f.read())
+    place = tensor_place(data, "blk.0.ffn_norm.weight")
+    for i in range(64):
+        struct.pack_into("<f", data, place + 4 * i, 3.0)
+    with open(f"{t}/same-header.gguf", "wb") as f:
+        f.write(data)
+    place = data.index(b"general.name") + 12 + 4 + 8
+    data[place:place + 1] = b"X"
+    with open(f"{t}/other.gguf", "wb") as f:
+        f.write(data)
+    check(graft("verify", out, "--base", f"{t}/tiny.gguf").returncode == 0, "the right base")
+    r = expect(80, "other.gguf", "not the base", out, args=["verify", out, "--base", f"{t}/other.gguf"])
+    check("a file does not give" not in r.stderr and "FAIL" not in r.stdout, f"the files are blamed: {r.stdout}{r.stderr}")
+    expect(80, "a file does not give", args=["verify", out, "--base", f"{t}/same-header.gguf"])
+    os.remove(f"{out}/run.json")  # nothing says which base it was
+    expect(80, "a file does not give", args=["verify", out, "--base", f"{t}/other.gguf"])
+    expect(64, "--base", args=["verify", out])
+    check(graft("verify", out, "--base", f"{t}/tiny.gguf").returncode == 0, "without run.json")
+    open(f"{out}/probe.jsonl", "w").close()
+    expect(66, "not verifiable: probe.jsonl is empty", args=["verify", out, "--base", f"{t}/tiny.gguf"])
+    os.remove(f"{out}/probe.jsonl")
+    expect(66, "not verifiable", args=["verify", out, "--base", f"{t}/tiny.gguf"])
 
 
 @case

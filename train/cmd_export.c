@@ -4,24 +4,32 @@
 #include "data/json.h"
 #include "train/command.h"
 #include "train/evaluate.h"
+#include "train/progress.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
+struct base {
+    const char *path;
+    const char *header_sha256; // hexadecimal, as the trainer saw it; NULL when run.json does not tell
+};
+
 // The base of an adapter: --base, else what run.json beside it says.
-static int find_base(const char *adapter, const char *given, struct pool *pool, const char **base, struct error *err) {
-    *base = given;
-    if (given) return 0;
+static int find_base(const char *adapter, const char *given, struct pool *pool, struct base *base, struct error *err) {
+    *base = (struct base){.path = given};
     char *path = path_join(adapter, "run.json");
     struct json_document d;
     if (path && file_exists(path) && !json_load(path, 16 << 20, NULL, &d, NULL)) {
-        const char *named = json_string(json_get(json_get(d.root, "base"), "path"), NULL);
-        if (named) *base = pool_strdup(pool, named);
+        const struct json *said = json_get(d.root, "base");
+        const char *named = json_string(json_get(said, "path"), NULL);
+        const char *hash = json_string(json_get(said, "header_sha256"), NULL);
+        if (named && !given) base->path = pool_strdup(pool, named);
+        if (hash) base->header_sha256 = pool_strdup(pool, hash);
         json_free(&d);
     }
     mem_free(path);
-    if (*base) return 0;
+    if (base->path) return 0;
     return error_set(err, STATUS_USAGE, "%s: which base was it trained on? give --base MODEL.gguf", adapter);
 }
 
@@ -52,20 +60,21 @@ int command_export(int argc, char **argv, struct error *err) {
                                {.name = "--out", .takes_value = true},
                                {.name = "--type", .takes_value = true}};
     if (options_parse(&argc, argv, options, COUNT_OF(options), err)) return -1;
-    const char *to = option_value(options, "--to"), *type = option_value(options, "--type"), *base;
+    const char *to = option_value(options, "--to"), *type = option_value(options, "--type");
     if (argc != 1 || !to)
         return error_set(err, STATUS_USAGE, "graft export ADAPTER --to peft|gguf|mlx|merged [--base B] [--out PATH]");
     if (strcmp(to, "peft") != 0 && strcmp(to, "gguf") != 0 && strcmp(to, "mlx") != 0 && strcmp(to, "merged") != 0) {
         return error_set(err, STATUS_USAGE, "--to %s: peft, gguf, mlx and merged are known", to);
     }
     struct pool pool = {0};
+    struct base base;
     struct model model = {0};
     struct adapter adapter = {0};
     const char *out = option_value(options, "--out");
     if (!out) out = file_is_folder(argv[0]) ? pool_printf(&pool, "%s/%s", argv[0], default_name(to)) : default_name(to);
     int failed = !out ? error_memory(err, "a path", strlen(argv[0]))
                       : find_base(argv[0], option_value(options, "--base"), &pool, &base, err);
-    failed = failed || model_open(base, &model, err) || adapter_read(argv[0], &model, &adapter, err) ||
+    failed = failed || model_open(base.path, &model, err) || adapter_read(argv[0], &model, &adapter, err) ||
              export_to(to, type ? type : "f16", &adapter, out, err);
     if (!failed) printf("%s\n", out);
     adapter_free(&adapter);
@@ -83,7 +92,7 @@ struct probe {
 };
 
 // probe.jsonl as samples whose every token is scored, and the trainer's numbers.
-static int read_probe(const char *path, struct probe *p, struct error *err) {
+static int read_probe(const char *adapter, const char *path, struct probe *p, struct error *err) {
     enum { MAX_ROWS = 256 };
     struct text text;
     if (file_read(path, 256 << 20, &text, err)) return -1;
@@ -132,6 +141,8 @@ static int read_probe(const char *path, struct probe *p, struct error *err) {
         if ((int32_t)n > p->data.longest) p->data.longest = (int32_t)n;
     }
     text_free(&text);
+    if (!failed && p->data.count == 0)
+        failed = error_set(err, STATUS_NOINPUT, "%s: not verifiable: probe.jsonl is empty", adapter);
     return failed;
 }
 
@@ -140,17 +151,32 @@ struct difference {
     int64_t tokens;
 };
 
-static int compare(struct session *s, const struct probe *p, const struct adapter *adapter, struct difference *out,
-                   struct error *err);
+static int compare(struct session *s, const struct probe *p, const char *form, const struct adapter *adapter,
+                   struct difference *out, struct error *err);
+
+// Another base gives other numbers whatever the adapter's files hold.
+static int check_base(const struct base *base, const char *adapter, struct error *err) {
+    struct model model;
+    char hex[2 * SHA256_BYTES + 1];
+    if (!base->header_sha256) return 0;
+    if (model_open(base->path, &model, err)) return -1;
+    sha256_hex(model.header_sha256, hex);
+    model_close(&model);
+    if (strcmp(hex, base->header_sha256) == 0) return 0;
+    return error_set(err, STATUS_INTEGRITY,
+                     "%s: not the base that %s was trained on: SHA-256 of its header is %.16s..., run.json says "
+                     "%.16s...; the adapter's files were not compared; give the right base with --base",
+                     base->path, adapter, hex, base->header_sha256);
+}
 
 // One form of the adapter against the probe; 0 with the figures, or an error.
-static int verify_file(const char *path, const char *base, const struct probe *p, struct difference *out,
-                       struct error *err) {
+static int verify_file(const char *path, const char *form, const char *base, const struct probe *p,
+                       struct difference *out, struct error *err) {
     struct session s = {0};
     struct adapter adapter = {0};
     struct session_options options = {.base = base, .dtype = DTYPE_F32, .late = session_wants_late()};
     int failed = session_open(&options, &s, err) || adapter_read(path, &s.model, &adapter, err) ||
-                 compare(&s, p, &adapter, out, err);
+                 compare(&s, p, form, &adapter, out, err);
     adapter_free(&adapter);
     session_close(&s);
     return failed ? -1 : 0;
@@ -176,25 +202,30 @@ static int score(struct evaluator *e, const struct probe *p, struct difference *
             }
             at += sample->count;
         }
+        if (!failed) failed = e->between(e->context, i + 1, count, err);
     }
     mem_free(logp);
     return failed ? -1 : 0;
 }
 
-static int compare(struct session *s, const struct probe *p, const struct adapter *adapter, struct difference *out,
-                   struct error *err) {
+static int compare(struct session *s, const struct probe *p, const char *form, const struct adapter *adapter,
+                   struct difference *out, struct error *err) {
     struct evaluator e = {0};
     struct lora lora;
     struct eval_options evaluating = {.batch_size = 1, .sequence_len = p->data.longest};
     struct decoder_limits limits = {0};
     struct adapter *a = (struct adapter *)adapter; // lora_attach borrows it; nothing is downloaded into it here
+    struct progress progress = {0};
     *out = (struct difference){0};
+    progress_begin(&progress, form);
     if (evaluator_open(s, "verify", &p->data, &evaluating, &e, err)) return -1;
+    e.between = progress_show, e.context = &progress;
     evaluator_limits(&e, &limits);
     int failed = session_record(s, &limits, err) || lora_attach(&s->decoder, a, 0, false, false, &lora, err) ||
                  evaluator_record(&e, 0, err) || session_start(s, err) ||
                  lora_attach(&s->decoder, a, 0, false, false, &lora, err) || lora_upload(&lora, err) ||
                  score(&e, p, out, err);
+    progress_end(&progress);
     evaluator_close(&e);
     return failed ? -1 : 0;
 }
@@ -210,7 +241,8 @@ int command_verify(int argc, char **argv, struct error *err) {
     struct pool pool = {0};
     struct probe probe = {0};
     struct text out = {0};
-    const char *base = NULL, *probe_path = pool_printf(&pool, "%s/probe.jsonl", argv[0]);
+    struct base base = {0};
+    const char *probe_path = pool_printf(&pool, "%s/probe.jsonl", argv[0]);
     int failed = probe_path ? find_base(argv[0], option_value(options, "--base"), &pool, &base, err)
                             : error_memory(err, "a path", 64);
     if (!failed && !file_exists(probe_path)) {
@@ -218,7 +250,7 @@ int command_verify(int argc, char **argv, struct error *err) {
                            "%s: not verifiable: it has no probe.jsonl, which the trainer writes at the end of a run",
                            argv[0]);
     }
-    if (!failed) failed = read_probe(probe_path, &probe, err);
+    if (!failed) failed = read_probe(argv[0], probe_path, &probe, err) || check_base(&base, argv[0], err);
     struct json_writer w = {.out = &out, .style = JSON_SPACED};
     bool json = option_flag(options, "--json"), good = true;
     if (json) json_begin_object(&w);
@@ -231,7 +263,7 @@ int command_verify(int argc, char **argv, struct error *err) {
         else if (!file_exists(file))
             continue;
         else
-            failed = verify_file(path, base, &probe, &d, err);
+            failed = verify_file(path, forms[i], base.path, &probe, &d, err);
         if (failed) break;
         bool ok = d.largest <= tolerance;
         good &= ok;
