@@ -38,6 +38,20 @@ bool lint_kind_find(const char *name, enum lint_kind *out) {
     return false;
 }
 
+int lint_check_names(const char *const *names, size_t n, struct error *err) {
+    enum lint_kind kind;
+    struct text all = {0};
+    for (int k = 0; k < LINT_KINDS; k++) text_printf(&all, "%s%s", k ? ", " : "", kinds[k].name);
+    int failed = 0;
+    for (size_t i = 0; i < n && !failed; i++) {
+        if (!lint_kind_find(names[i], &kind))
+            failed = error_set(err, STATUS_CONFIG, "lint_waive: no finding is called '%s'; there are %s", names[i],
+                               text_str(&all));
+    }
+    text_free(&all);
+    return failed;
+}
+
 static void note(struct lint_report *report, enum lint_kind kind, const struct sample *s) {
     struct lint_finding *f = &report->findings[kind];
     if (f->n_examples < LINT_EXAMPLES) {

@@ -21,6 +21,8 @@ const char *lint_kind_name(enum lint_kind kind);            // "no-trained-token
 const char *lint_kind_meaning(enum lint_kind kind);         // one line for people
 bool lint_kind_is_error(enum lint_kind kind);               // stops a run unless waived; the others are told only
 bool lint_kind_find(const char *name, enum lint_kind *out); // false when there is no such name
+// 78 when one of the names of `lint_waive` is no kind; lists those there are.
+int lint_check_names(const char *const *names, size_t n, struct error *err);
 
 enum { LINT_EXAMPLES = 5 };
 

@@ -82,11 +82,8 @@ static int attach(struct world *w, const struct setup *s, struct error *err) {
 }
 
 static int open_world(struct world *w, const struct setup *s, struct error *err) {
-    struct session_options so = {.base = in_folder("tiny.gguf"),
-                                 .need_template = true,
-                                 .dtype = s->dtype,
-                                 .threads = s->threads,
-                                 .late = s->late};
+    struct session_options so = {
+        .base = in_folder("tiny.gguf"), .dtype = s->dtype, .threads = s->threads, .late = s->late};
     static const char *const assistant[] = {"assistant"};
     struct dataset_options data = {.path = in_folder("rows.jsonl"),
                                    .kind = DATASET_CHAT,
@@ -101,7 +98,8 @@ static int open_world(struct world *w, const struct setup *s, struct error *err)
         .micro_batch_size = s->micro_batch, .sequence_len = 160, .packing = s->packing, .buckets = 8};
     if (session_open(&so, &w->session, err)) return -1;
     data.vocab_size = (uint32_t)w->session.model.arch.vocab;
-    if (dataset_read(&data, w->session.tokenizer, w->session.chat, &w->data, err)) return -1;
+    const struct chat_template *chat = session_chat(&w->session, NULL, err);
+    if (!chat || dataset_read(&data, w->session.tokenizer, chat, &w->data, err)) return -1;
     int n = w->session.model.n_modules, ids[64];
     for (int i = 0; i < n; i++) ids[i] = i;
     if (adapter_new(&w->session.model, ids, n, RANK, 6, s->dropout, false, &w->adapter, err)) return -1;

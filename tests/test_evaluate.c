@@ -22,7 +22,7 @@ static int open_world(struct world *w, bool packing, struct error *err) {
     snprintf(w->rows, sizeof w->rows, "%s/rows.jsonl", test_folder());
     if (!file_exists(w->base) && (tiny_write(w->base, &tiny_default, err) || tiny_rows(w->rows, ROWS, 3, err)))
         return -1;
-    struct session_options so = {.base = w->base, .need_template = true, .dtype = DTYPE_F32, .threads = 1};
+    struct session_options so = {.base = w->base, .dtype = DTYPE_F32, .threads = 1};
     if (session_open(&so, &w->session, err)) return -1;
     struct dataset_options data = {.path = w->rows,
                                    .kind = DATASET_CHAT,
@@ -35,7 +35,8 @@ static int open_world(struct world *w, bool packing, struct error *err) {
                                    .min_sample_len = 2,
                                    .vocab_size = (uint32_t)w->session.model.arch.vocab};
     struct eval_options evaluating = {.batch_size = 1, .sequence_len = 256, .packing = packing};
-    if (dataset_read(&data, w->session.tokenizer, w->session.chat, &w->data, err) ||
+    const struct chat_template *chat = session_chat(&w->session, NULL, err);
+    if (!chat || dataset_read(&data, w->session.tokenizer, chat, &w->data, err) ||
         evaluator_open(&w->session, "evaluate", &w->data, &evaluating, &w->evaluator, err)) {
         return -1;
     }

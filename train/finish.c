@@ -320,6 +320,7 @@ static int write_card(const struct trainer *t, struct error *err) {
 int trainer_finish(struct trainer *t, struct error *err) {
     struct pool pool = {0};
     char *probe = in_output(t, &pool, "probe.jsonl"), time[32];
+    t->finishing = true;
     int failed = probe ? 0 : error_memory(err, "a path", 64);
     failed = failed || load_best(t, err) || trainer_write_adapter(t, t->config->output_dir, err) ||
              evaluator_logprobs(&t->probe, t->lora.number, probe, err) || write_report(t, err) || write_card(t, err) ||

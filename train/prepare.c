@@ -54,6 +54,7 @@ static int open_base(struct trainer *t, struct error *err) {
 static int lint(struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     struct lint_report report = {0};
+    if (lint_check_names(c->lint_waive.items, c->lint_waive.count, err)) return -1;
     if (lint_dataset(&t->train, t->session.tokenizer, (uint32_t)t->session.model.arch.vocab, &report, err)) return -1;
     if (t->evaluates && lint_overlap(&t->train, &t->held_out, &report, err)) return -1;
     if (!lint_stops(&report, c->lint_waive.items, c->lint_waive.count)) return 0;
@@ -276,8 +277,9 @@ static int record(struct trainer *t, struct error *err) {
 int trainer_prepare(const struct run_config *config, const struct trainer_options *options, struct trainer *out,
                     struct error *err) {
     struct trainer *t = out;
-    *t = (struct trainer){.config = config, .options = *options, .checkpoint_step = -1, .last_eval_step = -1};
-    t->state = (struct train_state){.best_step = -1, .first_eval = NAN, .last_eval = NAN, .last_loss = NAN};
+    *t = (struct trainer){.config = config, .options = *options, .checkpoint_step = -1};
+    t->state = (struct train_state){
+        .last_eval_step = -1, .best_step = -1, .first_eval = NAN, .last_eval = NAN, .last_loss = NAN};
     return open_base(t, err) || read_data(t, err) || make_adapter(t, err) || open_loaders(t, err) ||
                    make_schedule(t, err) || record(t, err)
                ? -1

@@ -150,7 +150,8 @@ static int take_log(struct trainer *t, const char *folder, struct error *err) {
     const char *from = pool_printf(&pool, "%s/../../log.jsonl", folder);
     const char *to = pool_printf(&pool, "%s/log.jsonl", t->config->output_dir);
     int failed = from && to ? 0 : error_memory(err, "a path", strlen(folder));
-    if (!failed && (!file_exists(from) || file_read(from, (size_t)1 << 32, &log, NULL) || log.length < t->state.log_bytes))
+    if (!failed &&
+        (!file_exists(from) || file_read(from, (size_t)1 << 32, &log, NULL) || log.length < t->state.log_bytes))
         t->state.log_bytes = 0;
     if (!failed && t->state.log_bytes) failed = file_replace(to, log.data, (size_t)t->state.log_bytes, err);
     text_free(&log);

@@ -25,7 +25,8 @@ static int write_json(const char *path, const struct train_state *s, struct erro
                 {"best_step", s->best_step},
                 {"evals_without_gain", s->evals_without_gain},
                 {"steps_over_watchdog", s->steps_over_watchdog},
-                {"nonfinite_in_row", s->nonfinite_in_row}};
+                {"nonfinite_in_row", s->nonfinite_in_row},
+                {"last_eval_step", s->last_eval_step}};
     const struct {
         const char *key, *value;
     } strings[] = {{"run_id", s->run_id},
@@ -176,6 +177,7 @@ static int parse_state(const struct json *root, struct train_state *s, struct er
         json_get_int(root, "evals_without_gain", JSON_REQUIRED, &s->evals_without_gain, err) ||
         json_get_int(root, "steps_over_watchdog", JSON_REQUIRED, &s->steps_over_watchdog, err) ||
         json_get_int(root, "nonfinite_in_row", JSON_REQUIRED, &s->nonfinite_in_row, err) ||
+        json_get_int(root, "last_eval_step", JSON_REQUIRED, &s->last_eval_step, err) ||
         json_get_double(root, "best_metric", JSON_OPTIONAL, &s->best_metric, err) ||
         json_get_double(root, "first_eval", JSON_OPTIONAL, &s->first_eval, err) ||
         json_get_double(root, "last_eval", JSON_OPTIONAL, &s->last_eval, err) ||

@@ -13,6 +13,7 @@ struct train_state {
     int64_t steps_over_watchdog;
     int64_t nonfinite_in_row;
     double first_eval, last_eval; // eval_loss before training and of the newest evaluation; NAN = none
+    int64_t last_eval_step;       // -1 = none
     double last_loss;             // of the newest step; NAN = none
     double seconds;               // of training
     char run_id[33];              // names the run through all its resumes

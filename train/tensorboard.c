@@ -62,9 +62,8 @@ static int append(struct tensorboard *board, const struct text *event, struct er
     put_little(&record, masked_crc(record.data, 8), 4);
     text_append(&record, text_str(event), event->length);
     put_little(&record, masked_crc(text_str(event), event->length), 4);
-    int failed = text_failed(event) || text_failed(&record)
-                     ? error_memory(err, "a TensorBoard event", event->length)
-                     : file_append(board->path, record.data, record.length, err);
+    int failed = text_failed(event) || text_failed(&record) ? error_memory(err, "a TensorBoard event", event->length)
+                                                            : file_append(board->path, record.data, record.length, err);
     text_free(&record);
     return failed;
 }

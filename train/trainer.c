@@ -120,11 +120,17 @@ static int watch(struct trainer *t, const struct trainer_step *step, const struc
 // Leaves the run in order: the step that was under way is dropped, the state before it saved.
 static int stop(struct trainer *t, struct error *err) {
     int64_t step = t->state.step;
-    if (step > 0 && trainer_save(t, true, err)) return -1;
+    if (step > 0 && !t->finishing && trainer_save(t, true, err)) return -1;
     return error_set(err, STATUS_STOPPED,
                      "stopped by signal %d at step %lld of %lld; %s; go on with `graft train ... --resume`",
                      (int)stop_requested, (long long)step, (long long)t->total_steps,
                      step > 0 ? "everything up to there is saved" : "nothing was trained yet");
+}
+
+// The hook of evaluations and generations.
+static int between_pieces(void *context, int64_t done, int64_t total, struct error *err) {
+    (void)done, (void)total;
+    return stop_requested ? stop(context, err) : 0;
 }
 
 static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
@@ -157,12 +163,14 @@ static int evaluate(struct trainer *t, struct error *err) {
     struct eval_loss result;
     double start = clock_now();
     if (evaluator_loss(&t->evaluator, t->lora.number, &result, err)) return -1;
+    if (t->generates && trainer_generate_samples(t, err)) return -1;
+    // From here on nothing is interrupted: the evaluation counts as a whole or was not made.
     double epoch = (double)t->state.step / (double)t->steps_per_epoch;
     if (runlog_eval(&t->log, t->state.step, epoch, result.loss, result.tokens, clock_now() - start, err)) return -1;
     t->state.last_eval = result.loss;
+    t->state.last_eval_step = t->state.step;
     if (isnan(t->state.first_eval)) t->state.first_eval = result.loss;
     struct train_state *s = &t->state;
-    if (t->generates && trainer_generate_samples(t, err)) return -1;
     if (s->step == 0) return 0; // as in transformers, the base's own loss is no candidate for the best
     bool better = s->best_step < 0 ||
                   (t->config->greater_is_better ? result.loss > s->best_metric : result.loss < s->best_metric);
@@ -195,8 +203,7 @@ static int between_steps(struct trainer *t, bool epoch_end, bool *done, struct e
     const struct run_config *c = t->config;
     bool last = t->state.step == t->total_steps;
     if (t->evaluates && (due(t, c->eval_when, epoch_end) || (last && c->eval_when.kind != CONFIG_WHEN_NEVER))) {
-        if (t->last_eval_step != t->state.step && evaluate(t, err)) return -1;
-        t->last_eval_step = t->state.step;
+        if (t->state.last_eval_step != t->state.step && evaluate(t, err)) return -1;
         *done = out_of_patience(t);
     }
     bool save =
@@ -227,6 +234,8 @@ static int start(struct trainer *t, struct error *err) {
     if (output_prepare(t->config->output_dir, t->options.resume, t->options.overwrite, &t->lock, err)) return -1;
     if (trainer_start_device(t, err)) return -1;
     trainer_set_hashes(t);
+    t->evaluator.between = t->probe.between = t->session.generator.between = between_pieces;
+    t->evaluator.context = t->probe.context = t->session.generator.context = t;
     if (t->options.resume && trainer_resume(t, err)) return -1;
     if (runlog_open(t->config->output_dir, t->state.log_bytes, t->state.step, t->config->use_tensorboard, &t->log, err))
         return -1;
@@ -235,11 +244,18 @@ static int start(struct trainer *t, struct error *err) {
     return t->evaluates && t->config->eval_at_start && t->state.step == 0 ? evaluate(t, err) : 0;
 }
 
+// What was due at the step that a checkpoint ends with, where the run was stopped before it was done.
+static int catch_up(struct trainer *t, bool *done, struct error *err) {
+    struct trainer_step last;
+    if (locate(t, t->state.step - 1, &last, err) || between_steps(t, last.epoch_end, done, err)) return -1;
+    *done |= out_of_patience(t);
+    return 0;
+}
+
 int trainer_run(struct trainer *t, struct error *err) {
-    bool epoch_end = false;
+    bool epoch_end = false, done = false;
     if (start(t, err)) return -1;
-    bool done = t->options.resume && out_of_patience(t);
-    int failed = 0;
+    int failed = t->state.step > 0 ? catch_up(t, &done, err) : 0;
     while (t->state.step < t->total_steps && !done && !failed) {
         failed = one_step(t, &epoch_end, err) || between_steps(t, epoch_end, &done, err);
     }

@@ -36,8 +36,8 @@ struct trainer {
     struct file_lock lock;
     char run_id[33];
     double flops_per_token;  // of a training step, forward and backward, at the largest micro-batch
-    int64_t last_eval_step;  // -1 = none
     int64_t checkpoint_step; // newest one written or resumed, -1 = none
+    bool finishing;          // past the last step: the adapter may not be that of state.step any more
     bool best_loaded;        // the adapter is that of state.best_step
 };
 
