@@ -69,6 +69,8 @@ test: deps
 test-peers: base
 	@$(MAKE) --no-print-directory -j2 programs
 	@bash tests/peers/run.sh
+test-release: test # hours: fuzzers, many kills
+	@BUILD=$(BUILD) bash tests/release.sh
 quickstart: base
 	@$(MAKE) --no-print-directory -j2 all
 	@bash examples/orders/quickstart.sh
@@ -80,5 +82,5 @@ clean:
 	@rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all programs sanitized deps base test test-peers quickstart config-docs format clean
+.PHONY: all programs sanitized deps base test test-peers test-release quickstart config-docs format clean
 .SECONDARY:

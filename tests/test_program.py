@@ -488,7 +488,7 @@ def killed_twenty_times():
     start = time.time()
     whole = train(t, "num_epochs=5", "save_steps=3", "eval_steps=7", "lora_dropout=0.1", out="whole")
     seconds = time.time() - start
-    out = kill_and_resume(t, 20, signal.SIGKILL, random.Random(11), seconds)
+    out = kill_and_resume(t, int(os.environ.get("KILLS", 20)), signal.SIGKILL, random.Random(11), seconds)
     check(adapter(out) == adapter(whole), "the resumed adapter differs from the uninterrupted one")
     a = [(x["step"], x.get("loss"), x.get("eval_loss")) for x in log(whole)]
     b = [(x["step"], x.get("loss"), x.get("eval_loss")) for x in log(out)]

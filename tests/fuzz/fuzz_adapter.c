@@ -1,12 +1,5 @@
 // Adapters against a model: a GGUF adapter, or a PEFT pair as "configuration \n%%\n safetensors". An accepted one is
 // finite, within limits, and its configuration written again selects the same modules at the same ranks and scales.
-//
-//   clang -g -O1 -std=c11 -D_GNU_SOURCE -I. -ffp-contract=off -o /tmp/fuzz_adapter
-//     -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all tests/fuzz/fuzz_adapter.c
-//     adapters/{adapter,peft,peft_config,gguf_adapter,output}.c model/*gguf*.c model/safetensors*.c model/model.c
-//     model/family.c data/json*.c kernels/{error,alloc,text,clock,file,tensor,quant,hash}.c
-//     -lcjson -lpcre2-8 -lcrypto -lm -lpthread
-//   /tmp/fuzz_adapter -max_total_time=60 -max_len=4096 -dict=tests/fuzz/adapter.dict /tmp/corpus tests/fuzz/adapter
 #include "adapters/peft_config.h"
 #include "tests/adapter_fixture.h"
 #include "tests/fuzz/fuzz.h"

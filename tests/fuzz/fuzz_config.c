@@ -1,7 +1,5 @@
 // Fuzz target of the config reader: bytes, and overrides after a line "%%". What is accepted must come back the same
 // from its own effective text, and every refusal must name a reason.
-//   clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -D_GNU_SOURCE -I.
-//       tests/fuzz/fuzz_config.c configs/*.c kernels/{error,alloc,text,file,clock}.c -lyaml -lm
 #include "configs/run_config.h"
 
 #include <stdlib.h>
