@@ -1,6 +1,9 @@
 // UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing above U+10FFFF.
 #pragma once
 
+#include "kernels/text.h"
+
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -48,3 +51,8 @@ static inline size_t utf8_write(uint32_t c, char out[4]) {
     out[0] = (char)((0xF00u >> n & 0xFF) | c);
     return n;
 }
+
+// Appends the bytes with every stretch that is not UTF-8 replaced by U+FFFD (one for each cut-off character or stray
+// byte, as Python and browsers do). Returns how many bytes were used: with `more`, the beginning of a character at the
+// end is left for the next call, else all of them.
+size_t utf8_repair(const char *bytes, size_t length, bool more, struct text *out);
