@@ -294,6 +294,74 @@ def whole_path():
     check(r.returncode == 0 and "{" in r.stdout, "chat: " + r.stdout + r.stderr)
 
 
+def chat(*args, typed, base):
+    """A session whose standard input is `typed` (bytes). What went to the screen must be UTF-8."""
+    r = subprocess.run([GRAFT, "chat", "--base", base, *map(str, args)], input=typed, capture_output=True, timeout=300)
+    r.stderr = r.stderr.decode("utf-8", "replace")
+    check("Sanitizer" not in r.stderr and "runtime error" not in r.stderr, r.stderr[-2000:])
+    r.stdout = r.stdout.decode("utf-8")
+    return r
+
+
+@case
+def chat_keeps_to_characters():
+    """Answers that are cut or wrong inside a character, and such input, end neither the session nor the next turn."""
+    t = tiny("characters")
+    for seed in (1, 2, 3):  # the tiny model says random bytes
+        r = chat("--max-tokens", 20, "--temperature", 1, "--seed", seed, typed=b"ann\nbob\ncleo\n", base=f"{t}/tiny.gguf")
+        check(r.returncode == 0 and "\ufffd" in r.stdout, f"seed {seed}: exit {r.returncode}: {r.stderr[-300:]}")
+        check(r.stdout.endswith("\n") and r.stderr == "", r.stderr[-300:])
+    r = chat("--max-tokens", 3, typed=b"ann\nb\xf0\x9f\x98b\n\xff\ncleo", base=f"{t}/tiny.gguf")
+    lines = r.stderr.splitlines()
+    check(r.returncode == 0 and len(lines) == 2, f"exit {r.returncode}: {r.stderr[-500:]}")
+    check("not valid UTF-8: byte 2 is 0xF0" in lines[0] and "byte 1 is 0xFF" in lines[1], r.stderr[-500:])
+    said = chat("--max-tokens", 3, typed=b"ann\ncleo\n", base=f"{t}/tiny.gguf")
+    check(said.stdout == r.stdout, f"a refused turn changes what follows: {said.stdout!r} {r.stdout!r}")
+    for option in ("--prompt", "--system"):
+        r = subprocess.run([GRAFT, "chat", "--base", f"{t}/tiny.gguf", option, b"\xff"], input="", capture_output=True, text=True)
+        check(r.returncode == 65 and option in r.stderr, f"{option}: exit {r.returncode}: {r.stderr}")
+
+
+@case
+def chat_of_cut_emojis():
+    if not os.path.exists(REAL):
+        raise Skipped(f"{REAL} is not there (make base fetches it)")
+    r = chat("--max-tokens", 1, typed=b"Write only smiling emojis.\nthanks\n", base=REAL)
+    check(r.returncode == 0 and r.stdout.startswith("\ufffd\n"), f"exit {r.returncode}: {r.stdout} {r.stderr[-300:]}")
+    check(len(r.stdout.splitlines()) == 2, r.stdout)
+
+
+@case
+def chat_goes_on():
+    """What cannot be sent is told in one line, and the session goes on as if it had not been typed."""
+    t = tiny("goes-on")
+    base, few = f"{t}/tiny.gguf", ("--max-tokens", 3)
+    plain = chat(*few, typed=b"ann\nbob\n", base=base)
+    check(plain.returncode == 0 and plain.stderr == "", plain.stderr)
+    long = b"a b " * 1000
+    r = chat(*few, typed=b"ann\n" + long + b"\nbob\n", base=base)
+    check(r.returncode == 0 and r.stdout == plain.stdout, f"exit {r.returncode}: {r.stdout!r} {r.stderr[-300:]}")
+    check(len(r.stderr.splitlines()) == 1 and "tokens" in r.stderr and "/reset" in r.stderr, r.stderr)
+    r = chat(*few, typed=b"", base=base)
+    check(r.returncode == 0 and r.stdout == "", r.stderr)
+    expect(65, "tokens does not fit", args=["chat", "--base", base, "--prompt", long.decode()])
+    # Many turns fill the context; /reset starts again, with the answer that the first turn had.
+    first = chat(*few, "--system", "be brief", typed=b"ann\n", base=base).stdout
+    r = chat(*few, "--system", "be brief", typed=b"ann\n" + b"a b " * 380 + b"\n" + b"a b " * 380 + b"\n/reset\nann\n", base=base)
+    check(r.returncode == 0 and len(r.stderr.splitlines()) == 1 and "/reset" in r.stderr, r.stderr[-500:])
+    check(r.stdout.startswith(first) and r.stdout.endswith(first) and r.stdout.count("\n") == 3, repr(r.stdout))
+    # Lines are read whole: one of 20,000 bytes is one turn, one of more than 1 MiB is refused as a whole.
+    r = chat(*few, typed=b"ann\n" + b"x" * 20000 + b"\nbob\n", base=base)
+    check(r.returncode == 0 and r.stdout == plain.stdout and len(r.stderr.splitlines()) == 1, r.stderr[-300:])
+    r = chat(*few, typed=b"ann\r\n" + b"x" * (1 << 20) + b"y\nbob", base=base)
+    check(r.returncode == 0 and r.stdout == plain.stdout, f"exit {r.returncode}: {r.stderr[-300:]}")
+    check(len(r.stderr.splitlines()) == 1 and "more than 1048576 bytes" in r.stderr, r.stderr[-300:])
+    r = chat(*few, typed=b"/help\n/nothing\n/adapter \n/quit\nann\n", base=base)
+    check(r.returncode == 0 and r.stdout == "", r.stdout)
+    for word in ("/reset", "/adapter NAME", "/quit", "unknown: /nothing", "none (active)"):
+        check(word in r.stderr, f"no {word!r}: {r.stderr}")
+
+
 @case
 def verify_names_the_wrong_base():
     t = tiny("base")

@@ -1,5 +1,6 @@
 // graft chat: one base and several adapters in memory, swapped while it runs.
 #include "adapters/lora.h"
+#include "data/utf8.h"
 #include "train/command.h"
 #include "train/evaluate.h"
 
@@ -7,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_TURNS = 256, CHAT_CONTEXT = 4096 };
+enum { MAX_TURNS = 256, CHAT_CONTEXT = 4096, MAX_LINE = 1 << 20 };
 
 struct chat {
     struct session session;
@@ -20,14 +21,18 @@ struct chat {
     int32_t max_tokens;
     bool stats;
     struct message turns[MAX_TURNS];
-    int n_turns, first; // first = 1 when turn 0 is the system message
-    struct pool pool;   // texts of turns
+    char *contents[MAX_TURNS]; // of turns; owned
+    int n_turns, first;        // first = 1 when turn 0 is the system message
 };
+
+static void forget_turns(struct chat *c, int keep) {
+    while (c->n_turns > keep) mem_free(c->contents[--c->n_turns]);
+}
 
 static void close_all(struct chat *c) {
     for (int i = 0; i < c->n_adapters; i++) adapter_free(&c->adapters[i]);
     session_close(&c->session);
-    pool_free(&c->pool);
+    forget_turns(c, 0);
 }
 
 static int attach(struct chat *c, struct error *err) {
@@ -68,68 +73,113 @@ static int open_all(struct chat *c, const struct option *options, struct error *
     return 0;
 }
 
+// An answer on its way to the screen. What the user sees is what the history keeps: valid UTF-8, whatever was cut.
 struct printing {
     const struct tokenizer *tokenizer;
     int64_t tokens;
-    double first; // when the first token came
+    double first;     // when the first token came
+    struct text held; // the beginning of a character, until its other bytes come
+    struct text reply;
+    size_t printed; // bytes of the reply
+    int failed;
+    struct error *err;
 };
 
-// Prints tokens as they come. Bytes of a character that is not complete yet go out as they are: a terminal joins them.
+static void print_rest(struct printing *p, bool more) {
+    size_t used = utf8_repair(text_str(&p->held), p->held.length, more, &p->reply);
+    size_t left = p->held.length - used;
+    if (used && left) memmove(p->held.data, p->held.data + used, left);
+    p->held.length = left;
+    fwrite(text_str(&p->reply) + p->printed, 1, p->reply.length - p->printed, stdout);
+    p->printed = p->reply.length;
+    fflush(stdout);
+}
+
 static bool print_token(void *context, int job, int32_t token) {
     (void)job;
     struct printing *p = context;
-    struct text piece = {0};
     if (p->tokens++ == 0) p->first = clock_now();
-    if (token >= 0 && !tokenizer_decode(p->tokenizer, &token, 1, true, &piece, NULL)) {
-        fwrite(text_str(&piece), 1, piece.length, stdout);
-        fflush(stdout);
-    }
-    text_free(&piece);
-    return true;
+    if (token < 0) return true;
+    p->failed = tokenizer_decode(p->tokenizer, &token, 1, true, &p->held, p->err);
+    if (!p->failed) print_rest(p, true);
+    return !p->failed;
 }
 
-static int add_turn(struct chat *c, const char *role, const char *content, struct error *err) {
+static int add_turn(struct chat *c, const char *role, const char *content, size_t length, struct error *err) {
     if (c->n_turns == MAX_TURNS)
-        return error_set(err, STATUS_USAGE, "the conversation is too long; /reset starts a new one");
-    char *copy = pool_strdup(&c->pool, content);
-    if (!copy) return error_memory(err, "the conversation", strlen(content));
-    c->turns[c->n_turns++] =
-        (struct message){.role = role, .content = copy, .content_length = strlen(copy), .train = -1};
+        return error_set(err, STATUS_USAGE, "the conversation has %d turns; /reset begins a new one", MAX_TURNS);
+    char *copy = mem_strndup(content, length);
+    if (!copy) return error_memory(err, "the conversation", length);
+    c->contents[c->n_turns] = copy;
+    c->turns[c->n_turns++] = (struct message){.role = role, .content = copy, .content_length = length, .train = -1};
     return 0;
 }
 
-static int answer(struct chat *c, const char *text, struct error *err) {
+static int check_text(const char *what, const char *text, size_t length, struct error *err) {
+    size_t bad = utf8_check(text, length);
+    if (bad == length) return 0;
+    return error_set(err, STATUS_DATA, "%s is not valid UTF-8: byte %zu is 0x%02X; it was not sent", what, bad + 1,
+                     (unsigned char)text[bad]);
+}
+
+// The whole conversation as token ids, ready for the answer.
+static int make_prompt(struct chat *c, struct ids *ids, struct error *err) {
     struct rendered rendered = {0};
-    struct ids ids = {0};
-    struct text reply = {0};
-    struct printing printing = {.tokenizer = c->session.tokenizer};
-    struct generation job = {0};
+    int failed =
+        chat_template_render(c->template, c->turns, c->n_turns, true, &rendered, err) ||
+        tokenizer_encode(c->session.tokenizer, text_str(&rendered.text), rendered.text.length, true, ids, NULL, err);
+    rendered_free(&rendered);
+    if (failed) return -1;
+    size_t room = (size_t)c->session.limits.cache_len;
+    if (ids->count < room) return 0;
+    bool first = c->n_turns == c->first + 1;
+    return error_set(err, STATUS_DATA, "a prompt of %zu tokens does not fit the %zu of the context; it was not sent%s",
+                     ids->count, room, first ? "" : "; /reset forgets the conversation so far");
+}
+
+static int generate(struct chat *c, const struct ids *ids, struct printing *printing, struct error *err) {
     int32_t stop[4];
     int n_stop = stop_tokens(&c->session, stop);
-    int failed =
-        add_turn(c, "user", text, err) ||
-        chat_template_render(c->template, c->turns, c->n_turns, true, &rendered, err) ||
-        tokenizer_encode(c->session.tokenizer, text_str(&rendered.text), rendered.text.length, true, &ids, NULL, err);
+    struct generation job = {
+        .prompt = ids->data, .prompt_count = (int32_t)ids->count, .max_new = c->max_tokens, .adapter = c->active};
     double start = clock_now();
-    if (!failed) {
-        job = (struct generation){
-            .prompt = ids.data, .prompt_count = (int32_t)ids.count, .max_new = c->max_tokens, .adapter = c->active};
-        failed = generator_run(&c->session.generator, &job, 1, &c->sampling, stop, n_stop, print_token, &printing, err);
-        putchar('\n');
-        fflush(stdout);
-    }
-    double seconds = clock_now() - printing.first;
+    int failed =
+        generator_run(&c->session.generator, &job, 1, &c->sampling, stop, n_stop, print_token, printing, err) ||
+        printing->failed;
+    double seconds = clock_now() - printing->first;
+    print_rest(printing, false);
+    putchar('\n');
+    if (!failed && text_failed(&printing->reply)) failed = error_memory(err, "the answer", printing->reply.length);
+    if (!failed && (fflush(stdout) || ferror(stdout)))
+        failed = error_set(err, STATUS_IO, "standard output: cannot write");
     if (!failed && c->stats && job.out.count > 1) {
-        fprintf(stderr, "%zu prompt tokens in %.2f s, %zu tokens at %.1f tok/s\n", ids.count, printing.first - start,
+        fprintf(stderr, "%zu prompt tokens in %.2f s, %zu tokens at %.1f tok/s\n", ids->count, printing->first - start,
                 job.out.count, (double)(job.out.count - (job.stopped ? 0 : 1)) / seconds);
     }
-    if (!failed) failed = tokenizer_decode(c->session.tokenizer, job.out.data, job.out.count, true, &reply, err);
-    if (!failed) failed = add_turn(c, "assistant", text_str(&reply), err);
-    rendered_free(&rendered);
-    text_free(&reply);
-    ids_free(&ids);
     ids_free(&job.out);
     return failed ? -1 : 0;
+}
+
+// On failure the conversation is what it was before.
+static int answer(struct chat *c, const char *text, size_t length, struct error *err) {
+    struct ids ids = {0};
+    struct printing printing = {.tokenizer = c->session.tokenizer, .err = err};
+    int before = c->n_turns;
+    int failed = check_text("the text", text, length, err) || add_turn(c, "user", text, length, err) ||
+                 make_prompt(c, &ids, err) || generate(c, &ids, &printing, err) ||
+                 add_turn(c, "assistant", text_str(&printing.reply), printing.reply.length, err);
+    if (failed) forget_turns(c, before);
+    ids_free(&ids);
+    text_free(&printing.held);
+    text_free(&printing.reply);
+    return failed ? -1 : 0;
+}
+
+static void list_adapters(const struct chat *c) {
+    fputs("these are loaded:", stderr);
+    for (int i = 0; i < c->n_adapters; i++)
+        fprintf(stderr, " %d:%s%s", i + 1, c->names[i], i == c->active ? " (active)" : "");
+    fprintf(stderr, " none%s\n", c->active < 0 ? " (active)" : "");
 }
 
 // "/adapter NAME" takes a path as given, the last part of it, or its number from 1.
@@ -143,38 +193,80 @@ static void switch_adapter(struct chat *c, const char *name) {
             found = i;
     }
     if (found == -2) {
-        fprintf(stderr, "no adapter '%s'; these are loaded:", name);
-        for (int i = 0; i < c->n_adapters; i++) fprintf(stderr, " %d:%s", i + 1, c->names[i]);
-        fputs(" none\n", stderr);
+        fprintf(stderr, "no adapter '%s'; ", name);
+        list_adapters(c);
         return;
     }
     c->active = found;
     fprintf(stderr, "adapter: %s\n", found < 0 ? "none (the base)" : c->names[found]);
 }
 
-static void reset(struct chat *c) {
-    c->n_turns = c->first;
+// One line of standard input without its end; false at the end of input. A line beyond the limit is cut, and still
+// longer than the limit: the caller refuses it.
+static bool read_line(struct text *line) {
+    int c;
+    text_clear(line);
+    while ((c = getc(stdin)) != EOF && c != '\n') {
+        if (line->length < MAX_LINE + 2) text_char(line, (char)c);
+    }
+    if (c == EOF && line->length == 0) return false;
+    if (line->length && line->data[line->length - 1] == '\r') line->data[--line->length] = 0;
+    return true;
+}
+
+static const char commands[] = "/adapter NAME|none  switches the adapter; without a name: which there are\n"
+                               "/reset              forgets the conversation\n"
+                               "/help               this list\n"
+                               "/quit               leaves, as the end of input does\n"
+                               "Everything else is sent; a text that begins with '/' after a space.\n";
+
+// A line that begins with '/'; false when the session is to end.
+static bool obey(struct chat *c, char *line) {
+    size_t length = strlen(line);
+    while (line[length - 1] == ' ') line[--length] = 0;
+    if (strcmp(line, "/quit") == 0) return false;
+    if (strcmp(line, "/help") == 0)
+        fputs(commands, stderr);
+    else if (strcmp(line, "/reset") == 0)
+        forget_turns(c, c->first);
+    else if (strcmp(line, "/adapter") == 0)
+        list_adapters(c);
+    else if (strncmp(line, "/adapter ", 9) == 0)
+        switch_adapter(c, line + 9 + strspn(line + 9, " "));
+    else
+        fprintf(stderr, "unknown: %.80s; /help lists the commands\n", line);
+    return true;
+}
+
+// What is wrong with a turn is said, and the session goes on without that turn; anything else ends it.
+static int survive(struct error *err) {
+    if (err->code != STATUS_DATA && err->code != STATUS_USAGE) return -1;
+    fprintf(stderr, "graft: %s\n", err->text);
+    *err = (struct error){0};
+    return 0;
 }
 
 static int converse(struct chat *c, struct error *err) {
-    char line[16384];
+    struct text line = {0};
     bool terminal = isatty(STDIN_FILENO);
-    if (terminal) fputs("/adapter NAME|none switches, /reset forgets the conversation, /quit leaves\n", stderr);
-    for (;;) {
+    int failed = 0;
+    if (terminal) fputs("/help lists the commands, /quit leaves\n", stderr);
+    while (!failed) {
         if (terminal) fputs("> ", stderr);
-        if (!fgets(line, sizeof line, stdin)) return 0;
-        line[strcspn(line, "\r\n")] = 0;
-        if (line[0] == 0) continue;
-        if (strcmp(line, "/quit") == 0) return 0;
-        if (strcmp(line, "/reset") == 0)
-            reset(c);
-        else if (strncmp(line, "/adapter ", 9) == 0)
-            switch_adapter(c, line + 9);
-        else if (line[0] == '/')
-            fprintf(stderr, "unknown: %s\n", line);
-        else if (answer(c, line, err))
-            return -1;
+        if (!read_line(&line)) break;
+        if (text_failed(&line))
+            failed = error_memory(err, "a line of input", line.length);
+        else if (line.length > MAX_LINE)
+            failed = error_set(err, STATUS_DATA, "a line of more than %d bytes; it was not sent", MAX_LINE);
+        else if (line.length && line.data[0] == '/') {
+            if (!obey(c, line.data)) break;
+        } else if (line.length)
+            failed = answer(c, line.data, line.length, err);
+        if (failed) failed = survive(err);
     }
+    if (!failed && ferror(stdin)) failed = error_set(err, STATUS_IO, "standard input: cannot read");
+    text_free(&line);
+    return failed;
 }
 
 int command_chat(int argc, char **argv, struct error *err) {
@@ -200,9 +292,10 @@ int command_chat(int argc, char **argv, struct error *err) {
     c->max_tokens = (int32_t)max_tokens;
     c->stats = option_flag(options, "--stats");
     const char *system = option_value(options, "--system"), *prompt = option_value(options, "--prompt");
-    int failed = open_all(c, options, err);
-    if (!failed && system) failed = add_turn(c, "system", system, err), c->first = 1;
-    if (!failed) failed = prompt ? answer(c, prompt, err) : converse(c, err);
+    int failed = (system && check_text("--system", system, strlen(system), err)) ||
+                 (prompt && check_text("--prompt", prompt, strlen(prompt), err)) || open_all(c, options, err);
+    if (!failed && system) failed = add_turn(c, "system", system, strlen(system), err), c->first = 1;
+    if (!failed) failed = prompt ? answer(c, prompt, strlen(prompt), err) : converse(c, err);
     close_all(c);
     mem_free(c);
     return failed ? -1 : 0;
