@@ -442,6 +442,44 @@ def progress_of_eval():
 
 
 @case
+def chat_adapter_names():
+    t = tiny("names")
+    base = f"{t}/tiny.gguf"
+    a = train(t, "max_steps=8", out="a")
+    b = train(t, "max_steps=8", "learning_rate=0.5", out="b")
+    os.makedirs(f"{t}/other")
+    shutil.copytree(b, f"{t}/other/a")
+    shutil.copytree(b, f"{t}/x=y")
+
+    def say(*adapters, lines, code=0):
+        typed = "".join(f"{line}\n" for line in lines).encode()
+        r = chat("--max-tokens", 12, *[x for path in adapters for x in ("--adapter", path)], typed=typed, base=base)
+        check(r.returncode == code, f"{adapters}: exit {r.returncode}: {r.stderr[-500:]}")
+        return r
+
+    base_says, a_says, b_says = (say(*x, lines=["ann"]).stdout for x in ((), (a,), (b,)))
+    check(len({base_says, a_says, b_says}) == 3, "the adapters make no difference")
+    spellings = [(f"{a}/", "a"), (f"{a}//", "a/"), (f"first={a}/", "first"), (a, a), (a, f"{a}/"), (a, "2")]
+    for argument, name in spellings:
+        r = say(b, argument, lines=["ann", "/reset", f"/adapter {name}", "ann", "/reset", "/adapter none", "ann"])
+        check(r.stdout == b_says + a_says + base_says and "no adapter" not in r.stderr, f"{argument}, {name}: {r.stderr}")
+    # A number is a name first; a path that exists is a path, whatever is in it.
+    r = say(f"2={b}", f"1={a}", lines=["/adapter 1", "ann", "/adapter third", "/adapter"])
+    check(r.stdout == a_says and "no adapter 'third'" in r.stderr and "2:1 (active)" in r.stderr, r.stderr)
+    r = say(a, f"{t}/x=y", lines=["/adapter x=y", "ann"])
+    check(r.stdout == b_says, r.stderr)
+    r = subprocess.run([os.path.abspath(GRAFT), "chat", "--base", base, "--adapter", "x=y", "--prompt", "ann", "--max-tokens", "12"],
+                       cwd=t, capture_output=True, text=True, errors="replace")
+    check(r.returncode == 0 and r.stdout == b_says, "an existing path with '=' is taken for a name: " + r.stderr)
+    options = ["chat", "--base", base, "--prompt", "ann", "--adapter"]
+    expect(64, "called 'a'", "NAME=", f"{t}/other/a", args=options + [a, "--adapter", f"{t}/other/a/"])
+    check(say(a, f"b={t}/other/a/", lines=["/adapter b", "ann"]).stdout == b_says, "NAME=PATH")
+    expect(64, "NAME=PATH", args=options + [f"={a}"])
+    expect(64, "NAME=PATH", args=options + [f"none={a}"])
+    expect(66, "nowhere", args=options + [f"a={t}/nowhere"])
+
+
+@case
 def other_targets_and_options():
     t = tiny("options")
     train(t, "lora_target_linear=false", "lora_target_modules=[q_proj, v_proj]", "peft_use_rslora=true", out="a")

@@ -15,14 +15,15 @@ struct chat {
     const struct chat_template *template; // of the session
     struct adapter adapters[DECODER_MAX_ADAPTERS];
     struct lora loras[DECODER_MAX_ADAPTERS];
-    const char *names[DECODER_MAX_ADAPTERS];
-    int n_adapters, active; // active: -1 = base
+    const char *names[DECODER_MAX_ADAPTERS], *paths[DECODER_MAX_ADAPTERS]; // in the pool
+    int n_adapters, active;                                                // active: -1 = base
     struct sampling sampling;
     int32_t max_tokens;
     bool stats;
     struct message turns[MAX_TURNS];
     char *contents[MAX_TURNS]; // of turns; owned
     int n_turns, first;        // first = 1 when turn 0 is the system message
+    struct pool pool;
 };
 
 static void forget_turns(struct chat *c, int keep) {
@@ -33,12 +34,48 @@ static void close_all(struct chat *c) {
     for (int i = 0; i < c->n_adapters; i++) adapter_free(&c->adapters[i]);
     session_close(&c->session);
     forget_turns(c, 0);
+    pool_free(&c->pool);
 }
 
 static int attach(struct chat *c, struct error *err) {
     for (int i = 0; i < c->n_adapters; i++) {
         if (lora_attach(&c->session.decoder, &c->adapters[i], i, false, false, &c->loras[i], err)) return -1;
     }
+    return 0;
+}
+
+// Length of a path without slashes at its end.
+static size_t path_length(const char *path) {
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/') length--;
+    return length;
+}
+
+// "NAME=PATH", or a path whose last part is the name. A path that exists is one, even with '=' in it.
+static int add_name(struct chat *c, const char *argument, struct error *err) {
+    const char *equals = strchr(argument, '='), *slash = strchr(argument, '/');
+    bool named = equals && !(slash && slash < equals) && !file_exists(argument);
+    const char *path = named ? equals + 1 : argument;
+    path = pool_strndup(&c->pool, path, path_length(path));
+    if (!path) return error_memory(err, "a path", strlen(argument));
+    slash = strrchr(path, '/');
+    const char *name = slash && slash[1] ? slash + 1 : path;
+    if (named) name = pool_strndup(&c->pool, argument, (size_t)(equals - argument));
+    if (!name) return error_memory(err, "a name", strlen(argument));
+    if (!*name || !*path) return error_set(err, STATUS_USAGE, "--adapter '%s': give PATH or NAME=PATH", argument);
+    if (strcmp(name, "none") == 0) {
+        return error_set(err, STATUS_USAGE,
+                         "--adapter %s: the name 'none' stands for the base; give another as NAME=PATH", argument);
+    }
+    for (int i = 0; i < c->n_adapters; i++) {
+        if (strcmp(c->names[i], name) != 0) continue;
+        return error_set(err, STATUS_USAGE,
+                         "two adapters are called '%s': %s and %s; give one of them a name of its own: "
+                         "--adapter NAME=%s",
+                         name, c->paths[i], path, path);
+    }
+    c->names[c->n_adapters] = name;
+    c->paths[c->n_adapters++] = path;
     return 0;
 }
 
@@ -51,13 +88,14 @@ static int open_all(struct chat *c, const struct option *options, struct error *
     struct session_options so = {.base = option_value(options, "--base"), .dtype = DTYPE_F32, .threads = (int)threads};
     if (adapters->n_values > DECODER_MAX_ADAPTERS)
         return error_set(err, STATUS_USAGE, "at most %d adapters at a time", DECODER_MAX_ADAPTERS);
+    for (int i = 0; i < adapters->n_values; i++) {
+        if (add_name(c, adapters->values[i], err)) return -1;
+    }
     if (session_open(&so, &c->session, err)) return -1;
     c->template = session_chat(&c->session, NULL, err);
     if (!c->template) return -1;
-    for (int i = 0; i < adapters->n_values; i++) {
-        if (adapter_read(adapters->values[i], &c->session.model, &c->adapters[i], err)) return -1;
-        c->names[i] = adapters->values[i];
-        c->n_adapters = i + 1;
+    for (int i = 0; i < c->n_adapters; i++) {
+        if (adapter_read(c->paths[i], &c->session.model, &c->adapters[i], err)) return -1;
     }
     c->active = c->n_adapters ? 0 : -1;
     int32_t context = c->session.model.arch.context < CHAT_CONTEXT ? c->session.model.arch.context : CHAT_CONTEXT;
@@ -182,16 +220,25 @@ static void list_adapters(const struct chat *c) {
     fprintf(stderr, " none%s\n", c->active < 0 ? " (active)" : "");
 }
 
-// "/adapter NAME" takes a path as given, the last part of it, or its number from 1.
-static void switch_adapter(struct chat *c, const char *name) {
-    int found = strcmp(name, "none") == 0 ? -1 : -2;
-    for (int i = 0; i < c->n_adapters && found == -2; i++) {
-        const char *slash = strrchr(c->names[i], '/');
-        char number[12];
-        snprintf(number, sizeof number, "%d", i + 1);
-        if (strcmp(name, c->names[i]) == 0 || (slash && strcmp(name, slash + 1) == 0) || strcmp(name, number) == 0)
-            found = i;
+// Takes a name, a path as it was given, or a number from 1: in this order, for all of them may be digits.
+static int find_adapter(const struct chat *c, const char *text) {
+    char number[12];
+    size_t length = path_length(text);
+    for (int i = 0; i < c->n_adapters; i++) {
+        if (strlen(c->names[i]) == length && memcmp(c->names[i], text, length) == 0) return i;
     }
+    for (int i = 0; i < c->n_adapters; i++) {
+        if (strlen(c->paths[i]) == length && memcmp(c->paths[i], text, length) == 0) return i;
+    }
+    for (int i = 0; i < c->n_adapters; i++) {
+        snprintf(number, sizeof number, "%d", i + 1);
+        if (strcmp(text, number) == 0) return i;
+    }
+    return -2;
+}
+
+static void switch_adapter(struct chat *c, const char *name) {
+    int found = strcmp(name, "none") == 0 ? -1 : find_adapter(c, name);
     if (found == -2) {
         fprintf(stderr, "no adapter '%s'; ", name);
         list_adapters(c);

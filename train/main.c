@@ -28,12 +28,14 @@ const struct command command_table[] = {
      "  --json        one JSON object\n"},
     {"chat", "", "generate with a base and adapters, swapping while it runs", command_chat,
      "  --base B          GGUF file\n"
-     "  --adapter A       may be given several times; /adapter NAME|none switches\n"
-     "  --prompt TEXT     answer this and leave\n"
+     "  --adapter A       PATH or NAME=PATH (the name is else the last part of the path); may be given several times\n"
+     "  --prompt TEXT     answer this and leave; without it every line of standard input is one turn\n"
      "  --system TEXT     system message\n"
      "  --max-tokens N    default 512\n"
      "  --temperature X   0 = greedy (default)\n"
-     "  --top-p X  --seed N  --threads N  --stats\n"},
+     "  --top-p X  --seed N  --threads N  --stats\n"
+     "In a session: /adapter NAME|none switches, /adapter lists, /reset forgets the conversation, /help, /quit.\n"
+     "A turn that cannot be sent (too long for the context, bad UTF-8) is told, and the session goes on.\n"},
     {"export", "ADAPTER", "write an adapter in another form", command_export,
      "  --to peft|gguf|mlx|merged\n"
      "  --base B      the GGUF it was trained on\n"
