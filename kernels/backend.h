@@ -62,5 +62,5 @@ void backend_close(struct backend *backend); // NULL is a no-op
 const char *backend_describe(const struct backend *backend);
 // Does this CPU multiply bf16 numbers itself (AVX512-BF16)?
 bool backend_cpu_has_bf16(void);
-// CPUs this process may use: affinity, then cgroup quota (rounded up), at least 1.
-int cpu_count_available(void);
+// What of the CPU and its operating system the kernels can use, in words; static text.
+const char *backend_cpu_features(void);

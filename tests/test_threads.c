@@ -2,6 +2,7 @@
 #include "kernels/alloc.h"
 #include "kernels/clock.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/machine.h"
 #include "tests/harness.h"
 
 #include <stdatomic.h>
@@ -122,6 +123,11 @@ TEST(test_open_fails_cleanly) {
 TEST(test_cpu_count) {
     int n = cpu_count_available();
     CHECK(n >= 1 && n < 65536);
+    struct machine_cpus cpus = machine_cpus();
+    CHECK(cpus.online >= 1 && cpus.allowed >= n && cpus.quota >= 0);
+    CHECK(cpus.quota > 0 || n == cpus.allowed);
+    struct machine_memory memory = machine_memory();
+    CHECK(memory.available > 1 << 20 && memory.total >= memory.available);
 }
 
 TEST(test_backend_choice) {

@@ -1,6 +1,8 @@
 // See session.h.
 #include "train/session.h"
 
+#include "kernels/machine.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>

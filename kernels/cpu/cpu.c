@@ -5,10 +5,9 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/file.h"
+#include "kernels/machine.h"
 
 #include <assert.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,67 +96,11 @@ bool backend_cpu_has_bf16(void) {
     return detect().avx512bf16;
 }
 
-// --- CPUs
-
-// The first `count` numbers in a small text file of the kernel; how many there were, 0 when there is no such file.
-static int read_numbers(const char *path, double *n, int count) {
-    struct text text;
-    if (file_read(path, 4096, &text, NULL)) return 0;
-    int got = 0;
-    char *end;
-    for (const char *p = text_str(&text); got < count; p = end) {
-        double value = strtod(p, &end);
-        if (end == p) break;
-        n[got++] = value;
-    }
-    text_free(&text);
-    return got;
-}
-
-// Version 2 of control groups: the strictest cpu.max ("quota period" or "max period") from our own group up.
-static double cgroup_v2_quota(void) {
-    char folder[512] = "", path[600];
-    struct text groups;
-    if (file_read("/proc/self/cgroup", 65536, &groups, NULL) == 0) {
-        const char *own = strstr(text_str(&groups), "0::/");
-        if (own && (own == text_str(&groups) || own[-1] == '\n')) {
-            size_t length = strcspn(own + 3, "\n");
-            if (length < sizeof folder) memcpy(folder, own + 3, length), folder[length] = 0;
-        }
-        text_free(&groups);
-    }
-    double least = 0, n[2];
-    for (;;) {
-        snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", folder);
-        if (read_numbers(path, n, 2) == 2 && n[0] > 0 && n[1] > 0 && (least == 0 || n[0] / n[1] < least))
-            least = n[0] / n[1];
-        char *slash = strrchr(folder, '/');
-        if (!slash) return least;
-        *slash = 0;
-    }
-}
-
-// CPUs' worth of time per period that the control group allows, 0 when it sets no limit.
-static double cgroup_quota(void) {
-    double quota = cgroup_v2_quota(), n, period;
-    if (quota > 0) return quota;
-    if (read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &n, 1) == 1 &&
-        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period, 1) == 1 && n > 0 && period > 0) {
-        return n / period;
-    }
-    return 0;
-}
-
-int cpu_count_available(void) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    int count = online > 0 ? (int)online : 1;
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) count = CPU_COUNT(&set);
-    double quota = cgroup_quota();
-    if (quota > 0 && quota < count) {
-        count = (int)quota + (quota > (double)(int)quota);
-    }
-    return count > 0 ? count : 1;
+const char *backend_cpu_features(void) {
+    struct cpu_features f = detect();
+    if (f.avx512bf16) return "AVX2, FMA, F16C, AVX-512 F, BW, VL and DQ, AVX512-BF16";
+    if (f.avx512) return "AVX2, FMA, F16C, AVX-512 F, BW, VL and DQ";
+    return f.avx2 ? "AVX2, FMA, F16C" : "none of AVX2, AVX-512, AVX512-BF16";
 }
 
 // --- the backend
