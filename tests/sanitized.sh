@@ -7,7 +7,7 @@ export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 for suite in "$B"/asan/tests/test_* program; do
     case $suite in
     *.d | *.dSYM) continue ;;
-    program) out=$(for part in wrong_ truncated hostile bad_rows output_ chat_keeps chat_goes; do
+    program) out=$(for part in wrong_ truncated hostile bad_rows output_ chat_keeps chat_goes doctor_of_files inspect_; do
         BUILD=$B/asan python3 tests/test_program.py "$part"
     done 2>&1) ;;
     *) out=$("$suite" 2>&1) ;;

@@ -630,6 +630,103 @@ def damaged_checkpoint():
         check(adapter(out) == adapter(whole), f"{name}: another adapter")
 
 
+def doctor(path, code=0, env=None):
+    """Exit code, and the lines of the report as {part: (verdict, what)}."""
+    r = expect(code, args=["doctor", path], env=env)
+    lines = [re.match(r"(ok  |BAD ) (.+?): (.*)$", line) for line in r.stdout.splitlines()]
+    check(all(lines), f"doctor {path}: {r.stdout}")
+    return {m[2]: (m[1].strip(), m[3]) for m in lines}, r.stderr
+
+
+def change(path, at, data):
+    with open(path, "r+b") as f:
+        f.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        f.write(data)
+
+
+@case
+def doctor_of_files():
+    t = tiny("doctor")
+    out = train(t, "num_epochs=1", "save_steps=20", "save_total_limit=9")
+    steps = sorted(os.listdir(f"{out}/checkpoints"))
+    said, _ = doctor(out)
+    check(len(steps) == 3 and all(said[f"checkpoints/{s}"][0] == "ok" for s in steps), f"{said}")
+    check("SHA-256" in said["adapter_model.safetensors"][1] and "SHA-256" in said["adapter.gguf"][1], f"{said}")
+    check("finished" in said["run.json"][1] and "48" in said["log.jsonl"][1], f"{said}")
+    said, _ = doctor(f"{out}/checkpoints/{steps[0]}/")
+    check(list(said.values()) == [("ok", "checkpoint of step 20, every file is whole")], f"{said}")
+    os.makedirs(f"{t}/lora")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(f"{out}/{name}", f"{t}/lora")
+    said, _ = doctor(f"{t}/lora")
+    check(set(said) == {"adapter_config.json", "adapter_model.safetensors"} and "finite" in said["adapter_model.safetensors"][1], f"{said}")
+    shutil.copy(f"{out}/adapter.gguf", f"{t}/lora")
+    check(len(doctor(f"{t}/lora")[0]) == 3, "adapter.gguf is not looked at")
+    graft("export", out, "--to", "mlx", "--base", f"{t}/tiny.gguf", "--out", f"{t}/mlx")
+    check(len(doctor(f"{t}/mlx")[0]) == 2, "an MLX folder")
+    for path in (f"{t}/tiny.gguf", f"{out}/adapter_model.safetensors", f"{out}/adapter.gguf", f"{out}/run.json", f"{out}/log.jsonl"):
+        said, _ = doctor(path)
+        check(said[path][0] == "ok", f"{said}")
+    # What is damaged is named; everything else is looked at all the same.
+    bad = f"{t}/bad"
+    shutil.copytree(out, bad)
+    change(f"{bad}/adapter.gguf", -3, b"\x01")
+    os.remove(f"{bad}/checkpoints/{steps[1]}/manifest.json")
+    said, err = doctor(bad, 80)
+    check([k for k, v in said.items() if v[0] == "BAD"] == ["adapter.gguf", f"checkpoints/{steps[1]}"], f"{said}")
+    check("2 of 8 parts" in err and "adapter.gguf" in err, err)
+    doctor(f"{bad}/checkpoints/{steps[1]}", 80)
+    os.remove(f"{bad}/adapter.gguf")
+    check("cannot open" in doctor(bad, 80)[0]["adapter.gguf"][1], "a recorded file that is gone")
+    change(f"{t}/lora/adapter_model.safetensors", -4, struct.pack("<f", float("nan")))
+    said, err = doctor(f"{t}/lora", 65)
+    check(said["adapter_model.safetensors"][0] == "BAD" and "nan" in err and "lora_" in err and said["adapter.gguf"][0] == "ok", err)
+    change(f"{t}/lora/adapter.gguf", -4, struct.pack("<f", float("-inf")))
+    check("inf" in doctor(f"{t}/lora/adapter.gguf", 65)[1], "infinity in a GGUF file")
+    os.remove(f"{t}/lora/adapter_model.safetensors")
+    check(doctor(f"{t}/lora", 66)[0]["adapter_model.safetensors"][0] == "BAD", "tensors are missing")
+    with open(f"{t}/tiny.gguf", "rb") as f:
+        data = f.read()
+    for n in (0, 3, 100, len(data) - 1):
+        with open(f"{t}/cut.gguf", "wb") as f:
+            f.write(data[:n])
+        doctor(f"{t}/cut.gguf", 65)
+    change(f"{bad}/run.json", 0, b"[")
+    check(doctor(bad, 80)[0]["run.json"][0] == "BAD", "run.json")
+    with open(f"{out}/log.jsonl", "ab") as f:
+        f.write(b'{"step": 49, "epo')
+    check("cut" in doctor(out)[0]["log.jsonl"][1], "the last line of a killed run is no damage")
+    expect(66, "nowhere", args=["doctor", f"{t}/nowhere"])
+    for path in (t, f"{t}/config.yml", f"{t}/train.jsonl"):
+        expect(65, "not a GGUF, safetensors, adapter, checkpoint or run", args=["doctor", path])
+    expect(64, args=["doctor", out, t])
+
+
+@case
+def doctor_of_the_machine():
+    def lines(env=None, code=0):
+        r = expect(code, args=["doctor"], env=env)
+        return dict(line.split(": ", 1) for line in r.stdout.splitlines())
+
+    said = lines()
+    total, free = map(float, re.match(r"([\d.]+) GiB, ([\d.]+) GiB available, control group ", said["memory"]).groups())
+    check(abs(total - os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") / 2**30) < 0.1 and 0 < free <= total, said["memory"])
+    check(said["page size"] == f"{os.sysconf('SC_PAGESIZE')} bytes", said["page size"])
+    check(os.getcwd() in said["disk"] and re.match(r"[\d.]+ GiB free", said["disk"]), said["disk"])
+    for library in ("cJSON", "libyaml", "PCRE2", "utf8proc", "OpenSSL"):
+        check(re.search(library + r" \d+\.\d+", said["libraries"]), f"{library}: {said['libraries']}")
+    check(said["GPU"] == "not in this version" and said["CPU features"], f"{said}")
+    check(f"affinity allows {len(os.sched_getaffinity(0))}" in said["threads"], said["threads"])
+    check(lines({"GRAFT_CPU": "c"})["kernels"].startswith("c, "), "GRAFT_CPU=c")
+    check("GRAFT_CPU=mmx" in lines({"GRAFT_CPU": "mmx"}, code=78)["kernels"], "GRAFT_CPU=mmx")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        check(lines()["threads"].startswith("1 available"), "affinity to one CPU")
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @case
 def planned_memory():
     if not os.path.exists(REAL):

@@ -1,7 +1,5 @@
-// graft help, graft doctor.
+// graft help.
 #include "configs/keys.h"
-#include "kernels/backend.h"
-#include "train/checkpoint.h"
 #include "train/command.h"
 #include "train/version.h"
 
@@ -47,31 +45,4 @@ int command_help(int argc, char **argv, struct error *err) {
     if (!failed) failed = print_result(&out, err);
     text_free(&out);
     return failed;
-}
-
-int command_doctor(int argc, char **argv, struct error *err) {
-    if (options_parse(&argc, argv, NULL, 0, err)) return -1;
-    struct text out = {0};
-    int failed = 0;
-    if (argc > 0) {
-        int64_t step;
-        failed = checkpoint_verify(argv[0], &step, err);
-        if (!failed) text_printf(&out, "%s: checkpoint of step %lld, every file is whole\n", argv[0], (long long)step);
-    } else {
-        struct backend *cpu = backend_open_cpu(0, err);
-        uint64_t free_bytes = 0;
-        failed = !cpu || file_free_bytes(".", &free_bytes, err);
-        if (!failed) {
-            text_printf(
-                &out,
-                "graft    %s\ncpu      %s\nbf16     %s\ndisk     %.1f GiB free here\ngpu      not in this version\n",
-                GRAFT_VERSION, backend_describe(cpu),
-                backend_cpu_has_bf16() ? "AVX512-BF16" : "no instructions on this CPU",
-                (double)free_bytes / 1073741824);
-        }
-        backend_close(cpu);
-    }
-    if (!failed) failed = print_result(&out, err);
-    text_free(&out);
-    return failed ? -1 : 0;
 }

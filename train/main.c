@@ -49,7 +49,13 @@ const struct command command_table[] = {
     {"tokenize", "TOKENIZER", "text to token ids", NULL, ""},
     {"render", "TOKENIZER ROWS.jsonl", "messages to text", NULL, ""},
     {"fetch", "ORG/NAME", "download a base", NULL, ""},
-    {"doctor", "[PATH]", "this machine, or the checksums of a checkpoint", command_doctor, ""},
+    {"doctor", "[PATH]", "this machine, or whether what lies at PATH is whole", command_doctor,
+     "Without PATH: CPU and kernels, threads, memory, disk, libraries, GPU.\n"
+     "With PATH, one line per part; 80 when a hash does not match:\n"
+     "  a checkpoint  every file against manifest.json\n"
+     "  a run         the adapter against run.json, its numbers, every checkpoint\n"
+     "  an adapter    its configuration, and that all numbers in its files are finite\n"
+     "  a file        GGUF, safetensors, run.json or log.jsonl\n"},
     {"help", "[COMMAND|KEY]", "this text, a command, or a configuration key", command_help,
      "  --markdown    all keys as docs/config.md\n"},
 };
