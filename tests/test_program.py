@@ -645,6 +645,50 @@ def change(path, at, data):
 
 
 @case
+def inspect_tells_what_it_is():
+    t = tiny("inspect")
+    out = train(t, "save_steps=20")
+    step = f"{out}/checkpoints/{sorted(os.listdir(f'{out}/checkpoints'))[0]}"
+    os.makedirs(f"{t}/lora")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(f"{out}/{name}", f"{t}/lora")
+    shutil.copy(f"{out}/run.json", f"{t}/elsewhere.txt")
+    shutil.copy(f"{out}/log.jsonl", f"{t}/copied.log")
+    shutil.copy(f"{t}/tiny.gguf", f"{t}/model.bin")
+    shutil.copy(f"{out}/adapter_model.safetensors", f"{t}/weights.bin")
+    wanted = {f"{t}/tiny.gguf": "GGUF model", f"{t}/model.bin": "GGUF model", f"{out}/adapter.gguf": "GGUF adapter",
+              f"{out}/adapter_model.safetensors": "safetensors", f"{t}/weights.bin": "safetensors", out: "run", step: "checkpoint",
+              f"{t}/lora/": "PEFT adapter", f"{out}/run.json": "run manifest", f"{t}/elsewhere.txt": "run manifest",
+              f"{out}/log.jsonl": "log of a run", f"{t}/copied.log": "log of a run"}
+    said = {}
+    for path, kind in wanted.items():
+        said[path] = json.loads(expect(0, args=["inspect", path, "--json"]).stdout)
+        check(said[path]["kind"] == kind, f"{path}: {said[path]['kind']}")
+        check(kind in expect(0, args=["inspect", path]).stdout.splitlines()[0], path)
+    losses = [x["loss"] for x in log(out) if "loss" in x]
+    run, lines = said[f"{out}/run.json"], said[f"{out}/log.jsonl"]
+    check(run["status"] == "finished" and run["step"] == 48 and run["base"] == "tiny llama" and run["rows"] == 96, f"{run}")
+    check(lines["lines"] == len(log(out)) and lines["loss"] == {"first": losses[0], "last": losses[-1], "least": min(losses)}, f"{lines}")
+    check(said[out]["checkpoints"] == 3 and said[out]["run.json"] == {k: v for k, v in run.items() if k != "kind"}, f"{said[out]}")
+    check(said[f"{t}/lora/"]["adapter_config.json"]["r"] == 4 and said[step]["step"] == 20, "key facts")
+    with open(f"{out}/log.jsonl", "ab") as f:
+        f.write(b'{"step": 49, "epo')
+    check(json.loads(graft("inspect", f"{out}/log.jsonl", "--json").stdout)["lines"] == lines["lines"], "a cut line")
+    none = "not a GGUF, safetensors, adapter, checkpoint or run"
+    with open(f"{t}/empty", "w"), open(f"{t}/noise", "wb") as f:
+        f.write(random.Random(4).randbytes(5000))
+    for path in (t, f"{t}/config.yml", f"{t}/train.jsonl", f"{t}/empty", f"{t}/noise", f"{out}/report.html", f"{out}/adapter_config.json"):
+        expect(65, none, path, args=["inspect", path])
+    expect(66, "nowhere", args=["inspect", f"{t}/nowhere"])
+    # Damaged files are still of their kind, and the message is about the damage.
+    for name in ("run.json", "log.jsonl", "x.gguf", "x.safetensors"):
+        with open(f"{t}/{name}", "wb") as f:
+            f.write(b'{"graft": ]\n')
+        r = expect(65, name, args=["inspect", f"{t}/{name}"])
+        check(none not in r.stderr and "7021788165289544315" not in r.stderr, r.stderr)
+
+
+@case
 def doctor_of_files():
     t = tiny("doctor")
     out = train(t, "num_epochs=1", "save_steps=20", "save_total_limit=9")

@@ -1,9 +1,11 @@
 // graft inspect: what a file or folder is.
 #include "data/json.h"
+#include "data/jsonl.h"
 #include "model/gguf.h"
 #include "model/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/command.h"
+#include "train/path_kind.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -151,39 +153,119 @@ static int inspect_safetensors(struct report *r, const char *path, struct error 
     return 0;
 }
 
-// Top-level scalars of a JSON file of a folder, as fields.
+static void scalar(struct report *r, const char *key, const struct json *v) {
+    enum json_type type = v ? json_type(v) : JSON_NULL;
+    int64_t whole;
+    if (type == JSON_NULL || type == JSON_OBJECT) return;
+    if (type == JSON_STRING && strchr(json_string(v, NULL), '\n')) return;
+    if (json_int(v, &whole) && whole >= 0) {
+        number(r, key, (uint64_t)whole);
+        return;
+    }
+    struct text value = {0};
+    struct json_writer w = {.out = &value, .style = JSON_SPACED};
+    if (type == JSON_STRING)
+        text_add(&value, json_string(v, NULL));
+    else
+        json_put_value(&w, v);
+    field(r, key, text_str(&value));
+    text_free(&value);
+}
+
+static void scalars(struct report *r, const struct json *object) {
+    for (const struct json *v = json_child(object); v; v = json_next(v)) scalar(r, json_key(v, NULL), v);
+}
+
 static int scalars_of(struct report *r, const char *path, struct error *err) {
     struct json_document d;
-    struct text value = {0};
     if (json_load(path, 16 << 20, NULL, &d, err)) return -1;
-    for (const struct json *v = json_child(d.root); v; v = json_next(v)) {
-        enum json_type type = json_type(v);
-        if (type == JSON_NULL || type == JSON_OBJECT) continue;
-        if (type == JSON_STRING && strchr(json_string(v, NULL), '\n')) continue;
-        text_clear(&value);
-        if (type == JSON_STRING)
-            text_add(&value, json_string(v, NULL));
-        else {
-            struct json_writer w = {.out = &value, .style = JSON_SPACED};
-            json_put_value(&w, v);
-        }
-        field(r, json_key(v, NULL), text_str(&value));
-    }
-    text_free(&value);
+    scalars(r, d.root);
     json_free(&d);
     return 0;
 }
 
-static bool has(const char *folder, const char *name) {
-    char *path = path_join(folder, name);
-    bool found = path && file_exists(path);
-    mem_free(path);
-    return found;
+static int inspect_manifest(struct report *r, const char *path, struct error *err) {
+    struct json_document d;
+    if (json_load(path, 16 << 20, NULL, &d, err)) return -1;
+    scalars(r, d.root);
+    const struct json *base = json_get(d.root, "base"), *data = json_get(d.root, "data");
+    scalar(r, "base", json_get(base, "name"));
+    scalar(r, "base file", json_get(base, "path"));
+    scalar(r, "base type", json_get(base, "file_type"));
+    scalar(r, "rows", json_get(data, "rows"));
+    scalar(r, "held-out rows", json_get(data, "held_out_rows"));
+    json_free(&d);
+    return 0;
+}
+
+// A figure of a log: its first and last value and the least.
+struct figure {
+    size_t count;
+    double first, last, least;
+};
+
+static void follow(struct figure *f, const struct json *value) {
+    double x;
+    if (!json_double(value, &x)) return;
+    if (f->count++ == 0) f->first = f->least = x;
+    f->last = x;
+    if (x < f->least) f->least = x;
+}
+
+static void say_figure(struct report *r, const char *key, const struct figure *f) {
+    if (f->count == 0) return;
+    if (!r->json) {
+        text_printf(r->out, "%-12s %.4f at first, %.4f at last, %.4f at least\n", key, f->first, f->last, f->least);
+        return;
+    }
+    const struct {
+        const char *key;
+        double value;
+    } members[] = {{"first", f->first}, {"last", f->last}, {"least", f->least}};
+    json_put_key(&r->w, key);
+    json_begin_object(&r->w);
+    for (size_t i = 0; i < COUNT_OF(members); i++) {
+        json_put_key(&r->w, members[i].key);
+        json_put_double(&r->w, members[i].value);
+    }
+    json_end_object(&r->w);
+}
+
+static int inspect_log(struct report *r, const char *path, struct error *err) {
+    struct mapped_file file;
+    struct jsonl reader;
+    struct json_document row;
+    struct figure step = {0}, loss = {0}, eval = {0};
+    struct error bad = {0};
+    uint64_t lines = 0;
+    double tokens = 0, x;
+    if (file_map(path, &file, err)) return -1;
+    jsonl_start(&reader, path, file.data, file.size);
+    enum jsonl_result result;
+    while ((result = jsonl_next(&reader, &row, &bad)) == JSONL_ROW) {
+        lines++;
+        follow(&step, json_get(row.root, "step"));
+        follow(&loss, json_get(row.root, "loss"));
+        follow(&eval, json_get(row.root, "eval_loss"));
+        if (json_double(json_get(row.root, "tokens"), &x)) tokens += x;
+        json_free(&row);
+    }
+    bool cut = result == JSONL_BAD && reader.at >= file.size && file.data[file.size - 1] != '\n';
+    file_unmap(&file);
+    if (result != JSONL_END && !cut) return error_set(err, bad.code, "%s", bad.text);
+    if (lines && !step.count) return error_set(err, STATUS_DATA, "%s: no line has a step: not the log of a run", path);
+    number(r, "lines", lines);
+    if (cut) field(r, "last line", "cut: the run was stopped while it wrote; resuming removes it");
+    if (step.count) number(r, "last step", (uint64_t)step.last);
+    number(r, "tokens", (uint64_t)tokens);
+    say_figure(r, "loss", &loss);
+    say_figure(r, "eval_loss", &eval);
+    return 0;
 }
 
 static int part(struct report *r, const char *folder, const char *name,
                 int (*inspect)(struct report *, const char *, struct error *), struct error *err) {
-    if (!has(folder, name)) return 0;
+    if (!folder_has(folder, name)) return 0;
     char *path = path_join(folder, name);
     if (!path) return error_memory(err, "a path", strlen(folder));
     begin_list(r, name);
@@ -193,25 +275,58 @@ static int part(struct report *r, const char *folder, const char *name,
     return failed;
 }
 
-static int inspect_folder(struct report *r, const char *folder, struct error *err) {
-    bool run = has(folder, "run.json"), checkpoint = has(folder, "manifest.json"),
-         adapter = has(folder, "adapter_config.json");
-    if (!run && !checkpoint && !adapter)
-        return error_set(err, STATUS_DATA, "%s: not a run, a checkpoint or an adapter folder", folder);
-    field(r, "kind", run ? "run" : checkpoint ? "checkpoint" : "PEFT adapter");
-    if (checkpoint) {
-        int64_t step;
-        struct error bad = {0};
-        if (checkpoint_verify(folder, &step, &bad))
-            field(r, "verified", bad.text);
-        else
-            number(r, "step", (uint64_t)step);
+static int inspect_adapter(struct report *r, const char *folder, struct error *err) {
+    int failed = part(r, folder, "adapter_config.json", scalars_of, err) ||
+                 part(r, folder, "adapter_model.safetensors", inspect_safetensors, err) ||
+                 part(r, folder, "adapters.safetensors", inspect_safetensors, err);
+    return failed ? -1 : 0;
+}
+
+static int inspect_adapter_folder(struct report *r, const char *folder, struct error *err) {
+    bool gguf = folder_has(folder, "adapter.gguf"), mlx = folder_has(folder, "adapters.safetensors");
+    bool only_gguf = gguf && !folder_has(folder, "adapter_config.json");
+    field(r, "kind", only_gguf ? "GGUF adapter folder" : mlx ? "MLX adapter" : "PEFT adapter");
+    if (inspect_adapter(r, folder, err)) return -1;
+    return part(r, folder, "adapter.gguf", inspect_gguf, err);
+}
+
+static int inspect_checkpoint(struct report *r, const char *folder, struct error *err) {
+    int64_t step;
+    struct error bad = {0};
+    field(r, "kind", "checkpoint");
+    if (checkpoint_verify(folder, &step, &bad))
+        field(r, "verified", bad.text);
+    else
+        number(r, "step", (uint64_t)step);
+    if (part(r, folder, "state.json", scalars_of, err)) return -1;
+    return inspect_adapter(r, folder, err);
+}
+
+static int inspect_run(struct report *r, const char *folder, struct error *err) {
+    char **names;
+    size_t count;
+    if (run_checkpoints(folder, &names, &count, err)) return -1;
+    field(r, "kind", "run");
+    number(r, "checkpoints", count);
+    if (count) field(r, "newest", names[count - 1]);
+    file_list_free(names, count);
+    if (part(r, folder, "run.json", inspect_manifest, err) || part(r, folder, "log.jsonl", inspect_log, err)) return -1;
+    return inspect_adapter(r, folder, err);
+}
+
+static int inspect_path(struct report *r, const char *path, struct error *err) {
+    enum path_kind kind;
+    if (path_kind_of(path, &kind, err)) return -1;
+    switch (kind) {
+    case PATH_GGUF: return inspect_gguf(r, path, err);
+    case PATH_SAFETENSORS: return inspect_safetensors(r, path, err);
+    case PATH_RUN_MANIFEST: field(r, "kind", "run manifest"); return inspect_manifest(r, path, err);
+    case PATH_LOG: field(r, "kind", "log of a run"); return inspect_log(r, path, err);
+    case PATH_ADAPTER: return inspect_adapter_folder(r, path, err);
+    case PATH_CHECKPOINT: return inspect_checkpoint(r, path, err);
+    case PATH_RUN: return inspect_run(r, path, err);
     }
-    if (part(r, folder, "run.json", scalars_of, err) || part(r, folder, "state.json", scalars_of, err) ||
-        part(r, folder, "adapter_config.json", scalars_of, err)) {
-        return -1;
-    }
-    return part(r, folder, "adapter_model.safetensors", inspect_safetensors, err);
+    return error_set(err, STATUS_INTERNAL, "%s: kind %d", path, (int)kind);
 }
 
 int command_inspect(int argc, char **argv, struct error *err) {
@@ -223,17 +338,7 @@ int command_inspect(int argc, char **argv, struct error *err) {
         .out = &out, .json = option_flag(options, "--json"), .tensors = option_flag(options, "--tensors")};
     r.w = (struct json_writer){.out = &out, .style = JSON_PRETTY};
     if (r.json) json_begin_object(&r.w);
-    int failed;
-    struct mapped_file head = {0};
-    if (file_is_folder(argv[0]))
-        failed = inspect_folder(&r, argv[0], err);
-    else if (file_map(argv[0], &head, err))
-        failed = -1;
-    else {
-        bool gguf = head.size >= 4 && memcmp(head.data, "GGUF", 4) == 0;
-        file_unmap(&head);
-        failed = gguf ? inspect_gguf(&r, argv[0], err) : inspect_safetensors(&r, argv[0], err);
-    }
+    int failed = inspect_path(&r, argv[0], err);
     if (r.json) {
         json_end_object(&r.w);
         text_char(&out, '\n');
