@@ -356,6 +356,11 @@ def chat_goes_on():
     r = chat(*few, typed=b"ann\r\n" + b"x" * (1 << 20) + b"y\nbob", base=base)
     check(r.returncode == 0 and r.stdout == plain.stdout, f"exit {r.returncode}: {r.stderr[-300:]}")
     check(len(r.stderr.splitlines()) == 1 and "more than 1048576 bytes" in r.stderr, r.stderr[-300:])
+    # A conversation that is full refuses the question, not the answer.
+    full = chat("--max-tokens", 1, "--system", "x", typed=b"a\n" * 127, base=base)
+    r = chat("--max-tokens", 1, "--system", "x", typed=b"a\n" * 128, base=base)
+    check(full.stderr == "" and r.stdout == full.stdout, full.stderr)
+    check(r.returncode == 0 and "255 turns" in r.stderr and len(r.stderr.splitlines()) == 1, r.stderr)
     r = chat(*few, typed=b"/help\n/nothing\n/adapter \n/quit\nann\n", base=base)
     check(r.returncode == 0 and r.stdout == "", r.stdout)
     for word in ("/reset", "/adapter NAME", "/quit", "unknown: /nothing", "none (active)"):

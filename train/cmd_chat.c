@@ -144,8 +144,6 @@ static bool print_token(void *context, int job, int32_t token) {
 }
 
 static int add_turn(struct chat *c, const char *role, const char *content, size_t length, struct error *err) {
-    if (c->n_turns == MAX_TURNS)
-        return error_set(err, STATUS_USAGE, "the conversation has %d turns; /reset begins a new one", MAX_TURNS);
     char *copy = mem_strndup(content, length);
     if (!copy) return error_memory(err, "the conversation", length);
     c->contents[c->n_turns] = copy;
@@ -203,6 +201,8 @@ static int answer(struct chat *c, const char *text, size_t length, struct error 
     struct ids ids = {0};
     struct printing printing = {.tokenizer = c->session.tokenizer, .err = err};
     int before = c->n_turns;
+    if (before + 2 > MAX_TURNS)
+        return error_set(err, STATUS_USAGE, "the conversation has %d turns already; /reset begins a new one", before);
     int failed = check_text("the text", text, length, err) || add_turn(c, "user", text, length, err) ||
                  make_prompt(c, &ids, err) || generate(c, &ids, &printing, err) ||
                  add_turn(c, "assistant", text_str(&printing.reply), printing.reply.length, err);
