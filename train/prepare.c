@@ -264,7 +264,7 @@ static int record(struct trainer *t, struct error *err) {
     if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
     t->checkpoints_layers = t->config->gradient_checkpointing == CONFIG_TRUE;
     if (record_once(t, &limits, buckets, n, err)) return -1;
-    uint64_t needed = memory_held() + plan_live_bytes(t->session.device.plan), there = memory_available();
+    uint64_t needed = plan_live_bytes(t->session.device.plan), there = memory_available();
     if (t->config->gradient_checkpointing != CONFIG_AUTO || needed <= there) return 0;
     session_forget(&t->session);
     t->checkpoints_layers = true;
@@ -288,7 +288,7 @@ int trainer_prepare(const struct run_config *config, const struct trainer_option
 
 // What is planned must be there before step 0, not run out after it.
 static int check_memory(struct trainer *t, struct error *err) {
-    uint64_t needed = memory_held() + plan_live_bytes(t->session.device.plan), there = memory_available();
+    uint64_t needed = plan_live_bytes(t->session.device.plan), there = memory_available();
     if (needed <= there) return 0;
     return error_set(
         err, STATUS_MEMORY,

@@ -113,33 +113,13 @@ uint64_t memory_peak(void) {
     return bytes;
 }
 
-// A number alone in a small file; UINT64_MAX when it is not there or says "max".
-static uint64_t number_in(const char *path) {
-    struct text content = {0};
-    uint64_t value = UINT64_MAX;
-    if (!file_read(path, 4096, &content, NULL) && content.length && strncmp(content.data, "max", 3) != 0)
-        value = strtoull(content.data, NULL, 10);
-    text_free(&content);
-    return value;
-}
-
 uint64_t memory_available(void) {
     const char *forced = getenv("GRAFT_MEMORY");
     if (forced) return strtoull(forced, NULL, 10) << 20;
-    struct text info = {0};
-    uint64_t bytes = UINT64_MAX;
-    if (!file_read("/proc/meminfo", 65536, &info, NULL)) bytes = status_bytes(text_str(&info), "MemAvailable:");
-    text_free(&info);
-    uint64_t limit = number_in("/sys/fs/cgroup/memory.max"), used = number_in("/sys/fs/cgroup/memory.current");
-    if (limit == UINT64_MAX) { // the older layout
-        limit = number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes");
-        used = number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes");
-    }
-    if (limit != UINT64_MAX && used != UINT64_MAX) {
-        uint64_t left = limit > used ? limit - used : 0;
-        if (left < bytes) bytes = left;
-    }
-    return bytes;
+    struct machine_memory memory = machine_memory();
+    uint64_t bytes = memory.available ? memory.available : UINT64_MAX, held = memory_held();
+    uint64_t granted = !memory.limit ? UINT64_MAX : memory.limit > held ? memory.limit - held : 0;
+    return granted < bytes ? granted : bytes;
 }
 
 static struct dataset_options data_options(const struct session *s, const struct run_config *config,
