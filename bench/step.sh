@@ -32,14 +32,15 @@ output_dir: {work}/out
 {"float32: true" if mode == "fp32" else "bf16: true"}
 """)
 P
+predicted=$(build/graft plan "$work/bench.yml" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["predicted_tokens_per_second"])')
 build/graft train "$work/bench.yml" >/dev/null 2>"$work/err" || { cat "$work/err"; exit 1; }
-python3 - "$work" "$mode" <<'P'
+python3 - "$work" "$mode" "$predicted" <<'P'
 import json, statistics, sys
-work, mode = sys.argv[1:]
+work, mode, predicted = sys.argv[1:]
 log = [json.loads(x) for x in open(f"{work}/out/log.jsonl")]
 rates = [x["tokens_per_second"] for x in log if "loss" in x][1:]
 run = json.load(open(f"{work}/out/run.json"))
-print(json.dumps({"program": "graft", "mode": mode, "backend": run["backend"], "best": max(rates), "median": statistics.median(rates),
+print(json.dumps({"program": "graft", "mode": mode, "backend": run["backend"], "best": max(rates), "median": statistics.median(rates), "predicted": float(predicted),
                   "peak_rss_mib": round(run["memory"]["peak_resident_bytes"] / 2**20), "planned_mib": round(run["memory"]["planned_bytes"] / 2**20)}))
 P
 if [ -x "${GRAFT_VENV:-build/venv}/bin/python" ] && [ -f bench/peft_step.py ]; then

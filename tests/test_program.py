@@ -17,6 +17,7 @@ import time
 
 BUILD = os.environ.get("BUILD", "build")
 GRAFT = os.environ.get("GRAFT", f"{BUILD}/graft")
+REAL_CONFIG = "configs/recipes/quickstart.yml"
 REAL = "cache/SmolLM2-135M-Instruct.Q4_1.gguf"
 NUMERIC = 79
 work = tempfile.mkdtemp(prefix="graft-program-")
@@ -365,6 +366,24 @@ def chat_goes_on():
     check(r.returncode == 0 and r.stdout == "", r.stdout)
     for word in ("/reset", "/adapter NAME", "/quit", "unknown: /nothing", "none (active)"):
         check(word in r.stderr, f"no {word!r}: {r.stderr}")
+
+
+@case
+def predicted_time():
+    t = tiny("time")
+    config = REAL_CONFIG if os.path.exists(REAL) else f"{t}/config.yml"
+    for args in ([f"{t}/config.yml"], [config]):
+        start = time.time()
+        one = json.loads(graft("plan", *args, "num_epochs=1", "--json").stdout)
+        took = time.time() - start
+        many = json.loads(graft("plan", *args, "num_epochs=50", "--json").stdout)
+        check(one["predicted_tokens_per_second"] > 0 and one["predicted_seconds"] > 0, f"no prediction: {one}")
+        # The rate is measured anew each time; the work is 50 times as much.
+        work_done = many["predicted_seconds"] * many["predicted_tokens_per_second"] / (one["predicted_seconds"] * one["predicted_tokens_per_second"])
+        check(35 < work_done < 70, f"50 epochs: {work_done:.1f} times the work of one")
+        check(took < 5, f"a plan took {took:.1f} s")  # well below 1 s where nothing else runs
+        r = graft("plan", *args)
+        check(re.search(r"^time +about \d+(\.\d)? (s|min|h) at \d+ tok/s", r.stdout, re.M), r.stdout)
 
 
 @case

@@ -1,7 +1,7 @@
 // graft train, graft plan.
 #include "data/json.h"
 #include "train/command.h"
-#include "train/trainer.h"
+#include "train/forecast.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -63,7 +63,7 @@ int command_train(int argc, char **argv, struct error *err) {
     return failed ? -1 : 0;
 }
 
-static void plan_json(const struct trainer *t, struct text *out) {
+static void plan_json(const struct trainer *t, const struct forecast *f, struct text *out) {
     struct json_writer w = {.out = out, .style = JSON_PRETTY};
     size_t bytes[PLAN_CLASS_COUNT];
     plan_class_bytes(t->session.device.plan, bytes);
@@ -87,6 +87,10 @@ static void plan_json(const struct trainer *t, struct text *out) {
     json_put_int(&w, llround(t->flops_per_token));
     json_put_key(&w, "steps");
     json_put_int(&w, t->total_steps);
+    json_put_key(&w, "predicted_seconds");
+    json_put_double(&w, round(f->seconds * 1e3) / 1e3);
+    json_put_key(&w, "predicted_tokens_per_second");
+    json_put_double(&w, round(f->tokens_per_second * 10) / 10);
     json_put_key(&w, "programs");
     json_begin_object(&w);
     for (int i = 0; i < plan_program_count(t->session.device.plan); i++) {
@@ -99,7 +103,17 @@ static void plan_json(const struct trainer *t, struct text *out) {
     text_char(out, '\n');
 }
 
-static void plan_text(const struct trainer *t, struct text *out) {
+static void put_duration(double seconds, struct text *out) {
+    double minutes = seconds / 60;
+    if (seconds < 100)
+        text_printf(out, "about %.0f s", fmax(1, seconds));
+    else if (minutes < 100)
+        text_printf(out, "about %.0f min", minutes);
+    else
+        text_printf(out, "about %.1f h", minutes / 60);
+}
+
+static void plan_text(const struct trainer *t, const struct forecast *f, struct text *out) {
     const struct plan *plan = t->session.device.plan;
     const struct model *m = &t->session.model;
     size_t bytes[PLAN_CLASS_COUNT];
@@ -111,8 +125,11 @@ static void plan_text(const struct trainer *t, struct text *out) {
     text_printf(out, "data        %zu rows, %llu tokens, %llu trained; fill %.1f %%\n", t->train.count,
                 (unsigned long long)t->train.tokens, (unsigned long long)t->train.trained_tokens,
                 100 * loader_fill(t->loader));
-    text_printf(out, "steps       %lld (%lld an epoch), %.1f MFLOP per token\n\n", (long long)t->total_steps,
+    text_printf(out, "steps       %lld (%lld an epoch), %.1f MFLOP per token\n", (long long)t->total_steps,
                 (long long)t->steps_per_epoch, t->flops_per_token / 1e6);
+    text_add(out, "time        ");
+    put_duration(f->seconds, out);
+    text_printf(out, " at %.0f tok/s, by what a short product takes on this machine now\n\n", f->tokens_per_second);
     text_printf(out, "memory at the peak, in \"%s\"\n", plan_peak_program(plan));
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
         if (bytes[i]) text_printf(out, "  %-12s %9.1f MiB\n", plan_class_name(i), (double)bytes[i] / 1048576);
@@ -133,11 +150,15 @@ int command_plan(int argc, char **argv, struct error *err) {
     if (!failed) {
         t->session.host_bytes = memory_held();
         failed = plan_seal(t->session.device.plan, err);
-        if (option_flag(options, "--json"))
-            plan_json(t, &out);
-        else
-            plan_text(t, &out);
-        if (!failed) failed = print_result(&out, err);
+        struct forecast forecast = {0};
+        if (!failed) failed = forecast_run(t, &forecast, err);
+        if (!failed) {
+            if (option_flag(options, "--json"))
+                plan_json(t, &forecast, &out);
+            else
+                plan_text(t, &forecast, &out);
+            failed = print_result(&out, err);
+        }
     }
     if (t) trainer_close(t);
     mem_free(t);

@@ -10,7 +10,7 @@ const struct command command_table[] = {
     {"train", "CONFIG.yml [key=value ...]", "train an adapter", command_train,
      "  --resume      continue the newest verified checkpoint of output_dir\n"
      "  --overwrite   replace what an earlier run left in output_dir\n"},
-    {"plan", "CONFIG.yml [key=value ...]", "memory by class, FLOPs, steps; reads no weights", command_plan,
+    {"plan", "CONFIG.yml [key=value ...]", "memory by class, FLOPs, predicted time; reads no weights", command_plan,
      "  --json        one JSON object\n"},
     {"check", "CONFIG.yml [key=value ...]", "render rows token by token, lint the whole dataset", command_check,
      "  --row N       show row N (default: the first three)\n"
