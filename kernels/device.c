@@ -2,6 +2,7 @@
 #include "kernels/device.h"
 
 #include "kernels/alloc.h"
+#include "kernels/clock.h"
 
 #include <assert.h>
 #include <math.h>
@@ -145,9 +146,14 @@ static int run(struct device *device, struct op_call *call, enum direction direc
         return error_set(err, STATUS_INTERNAL, "%s: %s has no %s kernel", b->class->name, op_table[call->op].name,
                          backward ? "backward" : "forward");
     }
+    double start = device->times ? clock_now() : 0;
     if (function(b, call, err)) return error_prefix(err, "%s", op_table[call->op].name);
     if (device->watch && !device->watch->found && check_results(device, call, backward, err)) return -1;
     device->flops += op_flops(call, backward);
+    if (device->times) {
+        struct op_times *t = &(*device->times)[call->op][backward];
+        t->seconds += clock_now() - start, t->flops += op_flops(call, backward), t->calls++;
+    }
     plan_call(device->plan);
     size_t offset, bytes;
     while (plan_next_dead(device->plan, &offset, &bytes)) {

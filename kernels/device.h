@@ -13,13 +13,20 @@ struct nonfinite {
     int64_t row; // of the op's output; -1 = in the gradient of an adapter, which belongs to no row
 };
 
+struct op_times {
+    double seconds, flops; // by the host's clock: true only where calls do not return before they are done
+    int64_t calls;
+};
+
 struct device {
     struct backend *backend; // owned
     struct plan *plan;       // owned; shared between the recording and the real device through device_start
     int planned_threads;     // threads of the backend that will run (workspace sizes)
     double flops;            // counted over all calls since the caller last zeroed it
-    int segment;             // the running weight segment, set by the tape
-    struct nonfinite *watch; // checking mode: every op is waited for and its results looked at; NULL = off. Borrowed
+    struct op_times (
+        *times)[OP_COUNT][2]; // sums by op, forward and backward, where somebody measures; else NULL. Borrowed
+    int segment;              // the running weight segment, set by the tape
+    struct nonfinite *watch;  // checking mode: every op is waited for and its results looked at; NULL = off. Borrowed
 };
 
 // A device that records. `threads` as for the backend that will run later.
