@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(peft_oracle quickstart) # hot_swap takes 20 minutes: by name, until it is shorter
+test ${#suites[@]} -gt 0 || suites=(tokens templates peft_oracle hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
