@@ -143,7 +143,9 @@ static void add_results(struct text *out, const struct card *card) {
     const struct card_pair *p = card->results;
     int n = card->n_results;
     if (n == 0) return;
-    text_add(out, "\n## Results\n\n| | before | after |\n|---|---:|---:|\n");
+    text_add(out, "\n## Results\n\n");
+    if (card->curve) text_printf(out, "![loss](%s)\n\n", card->curve);
+    text_add(out, "| | before | after |\n|---|---:|---:|\n");
     for (int i = 0; i < n; i++) {
         int after = partner(p, n, i, " before", " after");
         if (partner(p, n, i, " after", " before") >= 0) continue; // stands in the other's row

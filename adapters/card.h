@@ -14,6 +14,7 @@ struct card {
     const char *base_name; // base_model_name_or_path
     const char *base_file; // the file that was trained on, without folders; NULL when it is not a GGUF
     int r;                 // largest rank
+    const char *curve;     // a picture beside it, NULL = none
     bool has_gguf;         // adapter.gguf lies beside it
     const char *prompt;    // an example question for the commands; NULL = a general one
     const struct card_pair *data, *settings, *results; // tables; "x before" and "x after" share a row

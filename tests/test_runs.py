@@ -273,6 +273,10 @@ def samples_need_evaluations():
     out = train(t, "generate_samples=true", "eval_steps=10", "num_generation_samples=2", "generation_max_new_tokens=8")
     found = [x for x in log(out) if "samples" in x]
     check(found and all(len(x["samples"]) == 2 for x in found), f"{found[:1]}")
+    card, report = read(f"{out}/README.md"), read(f"{out}/report.html")
+    check(card.count("Before:") == card.count("After:") == 2 and "![loss](loss.svg)" in card, "the card lacks the answers or the curve")
+    check(report.count(">Before<") == report.count(">After<") == 2, "the report lacks the answers")
+    check(read(f"{out}/loss.svg").startswith("<svg"), "loss.svg")
 
 
 def crc32c(data):

@@ -127,6 +127,17 @@ def documents():
     for path in ("README.md", "docs/tour.md", "docs/decisions.md", "docs/pitfalls.md", "docs/config.md", "docs/model.md", "bench/README.md"):
         if not os.path.exists(path):
             fail(f"{path} is missing")
+    tracked = subprocess.run(["git", "ls-files", "*.md"], capture_output=True, text=True).stdout.split()
+    for path in tracked:
+        inside = False
+        for number, line in enumerate(open(path), 1):
+            inside ^= line.startswith("```")
+            if re.fullmatch(r"[A-Z_]{3,}|.*\b(TODO|FIXME|XXX)\b.*|<!--.*-->", line.strip()) or re.search(r"\| [A-Z]+_[A-Z]+ \|", line):
+                if not inside:
+                    fail(f"{path}:{number}: a place left to be filled: {line.strip()[:60]}")
+        for name in re.findall(r"\]\(([^)#:]+)\)", open(path).read()):
+            if not os.path.exists(os.path.join(os.path.dirname(path), name)):
+                fail(f"{path}: {name} is not there")
     graft = os.environ.get("BUILD", "build") + "/graft"
     if os.path.exists(graft):
         now = subprocess.run([graft, "help", "--markdown"], capture_output=True, text=True).stdout

@@ -180,7 +180,7 @@ int trainer_write_manifest(const struct trainer *t, const char *status, struct e
 
 // --- report.html
 
-enum { MAX_FACTS = 24 };
+enum { MAX_FACTS = 24, MAX_SAMPLES = 16 };
 struct facts {
     struct pool pool;
     struct card_pair list[MAX_FACTS];
@@ -250,16 +250,22 @@ static int write_report(const struct trainer *t, struct error *err) {
     if (t->best_loaded)
         fact(&results, "eval loss, of the adapter", "%.4f (step %lld)", t->state.best_metric,
              (long long)t->state.best_step);
+    struct card_sample samples[MAX_SAMPLES];
+    const char *log = in_output(t, &run.pool, "log.jsonl");
     struct report report = {.title = t->config->output_dir,
                             .facts = run.list,
                             .n_facts = run.n,
-                            .log_path = in_output(t, &run.pool, "log.jsonl"),
+                            .log_path = log,
+                            .samples = samples,
+                            .n_samples = log ? trainer_read_samples(log, samples, MAX_SAMPLES, &run.pool) : 0,
                             .memory = memory.list,
                             .n_memory = memory.n,
                             .results = results.list,
                             .n_results = results.n};
     const char *path = in_output(t, &run.pool, "report.html");
-    int failed = report.log_path && path ? report_write(path, &report, err) : error_memory(err, "the report", 64);
+    const char *curve = in_output(t, &run.pool, "loss.svg");
+    int failed = log && path && curve ? report_write(path, &report, err) : error_memory(err, "the report", 64);
+    if (!failed) failed = report_curve(curve, log, t->config->output_dir, err);
     pool_free(&run.pool);
     pool_free(&memory.pool);
     pool_free(&results.pool);
@@ -298,11 +304,16 @@ static int write_card(const struct trainer *t, struct error *err) {
     setting_facts(t, &settings);
     result_facts(t, &results);
     const char *slash = strrchr(t->config->output_dir, '/'), *file = strrchr(t->session.model.path, '/');
+    struct card_sample samples[MAX_SAMPLES];
+    const char *log = in_output(t, &data.pool, "log.jsonl");
     struct card card = {.name = slash && slash[1] ? slash + 1 : t->config->output_dir,
                         .base_name = t->adapter.base_name,
                         .base_file = file ? file + 1 : t->session.model.path,
                         .r = t->adapter.r,
                         .has_gguf = true,
+                        .curve = "loss.svg",
+                        .samples = samples,
+                        .n_samples = log ? trainer_read_samples(log, samples, MAX_SAMPLES, &data.pool) : 0,
                         .data = data.list,
                         .n_data = data.n,
                         .settings = settings.list,

@@ -6,9 +6,15 @@
 #include <string.h>
 
 // What a run leaves behind; nothing else in the folder is ever touched.
-static const char *const run_files[] = {
-    "run.json",     "log.jsonl",   "report.html",         "README.md",
-    "adapter.gguf", "probe.jsonl", "adapter_config.json", "adapter_model.safetensors"};
+static const char *const run_files[] = {"run.json",
+                                        "loss.svg",
+                                        "log.jsonl",
+                                        "report.html",
+                                        "README.md",
+                                        "adapter.gguf",
+                                        "probe.jsonl",
+                                        "adapter_config.json",
+                                        "adapter_model.safetensors"};
 
 static int remove_run(const char *folder, struct error *err) {
     for (size_t i = 0; i < COUNT_OF(run_files); i++) {

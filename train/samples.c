@@ -1,6 +1,7 @@
 // Sample answers while a run goes on. See trainer.h.
 #include "train/trainer.h"
 
+#include "adapters/card.h"
 #include "data/json.h"
 
 #include <stdio.h>
@@ -81,4 +82,43 @@ int trainer_generate_samples(struct trainer *t, struct error *err) {
     mem_free(jobs);
     mem_free(samples);
     return failed ? -1 : 0;
+}
+
+// The answers of one log line, added to the samples of their place.
+static int add_answers(const struct json *list, bool first, struct card_sample *out, int most, struct pool *pool) {
+    int n = 0;
+    for (const struct json *s = json_child(list); s && n < most; s = json_next(s), n++) {
+        const char *answer = json_string(json_get(s, "answer"), NULL);
+        if (answer) answer = pool_strdup(pool, answer);
+        if (!first) {
+            out[n].after = answer;
+            continue;
+        }
+        const char *prompt = json_string(json_get(s, "prompt"), NULL);
+        const char *reference = json_string(json_get(s, "reference"), NULL);
+        out[n] = (struct card_sample){.prompt = prompt ? pool_strdup(pool, prompt) : "",
+                                      .expected = reference ? pool_strdup(pool, reference) : NULL,
+                                      .before = answer};
+    }
+    return n;
+}
+
+int trainer_read_samples(const char *log_path, struct card_sample *out, int most, struct pool *pool) {
+    struct text log = {0};
+    int n = 0;
+    if (file_read(log_path, (size_t)1 << 32, &log, NULL)) return 0;
+    for (const char *line = text_str(&log), *end; *line; line = end) {
+        end = strchr(line, '\n');
+        end = end ? end + 1 : line + strlen(line);
+        struct json_document document;
+        if (!strstr(line, "\"samples\"") || json_parse(line, (size_t)(end - line), NULL, &document, NULL)) continue;
+        const struct json *list = json_get(document.root, "samples");
+        if (list && n == 0)
+            n = add_answers(list, true, out, most, pool);
+        else if (list)
+            add_answers(list, false, out, n, pool);
+        json_free(&document);
+    }
+    text_free(&log);
+    return n;
 }

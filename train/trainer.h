@@ -77,6 +77,10 @@ int trainer_name_nonfinite(struct trainer *trainer, const struct trainer_step *s
 // --- samples.c
 // Answers to the first held-out rows, on the screen and in log.jsonl.
 int trainer_generate_samples(struct trainer *trainer, struct error *err);
+// The first and the last answers that log.jsonl holds, for card and report: how many of `most` there are. What cannot
+// be read is left out.
+struct card_sample;
+int trainer_read_samples(const char *log_path, struct card_sample *out, int most, struct pool *pool);
 
 // --- finish.c
 // adapter files, model card, probe, report, run.json; the adapter is durable before anything else is written.
