@@ -61,6 +61,11 @@ static const struct adapter_module *find(const struct adapter *adapter, const ch
     return NULL;
 }
 
+// LLAMA_FTYPE of llama.h.
+static uint32_t file_type(enum quant type) {
+    return type == QUANT_F32 ? 0 : type == QUANT_F16 ? 1 : type == QUANT_Q8_0 ? 7 : 32;
+}
+
 // Collects everything the file will hold; *bytes is about its size.
 static int plan_file(const struct adapter *adapter, const struct quant_format *format, struct gguf_writer *w,
                      struct pool *pool, uint64_t *bytes, struct error *err) {
@@ -68,7 +73,9 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
     int found = 0;
     *bytes = base->data_start;
     for (size_t i = 0; i < base->n_kv; i++)
-        if (strcmp(base->kv[i].key, "general.alignment") != 0) gguf_put_kv(w, &base->kv[i]);
+        if (strcmp(base->kv[i].key, "general.alignment") != 0 && strcmp(base->kv[i].key, "general.file_type") != 0)
+            gguf_put_kv(w, &base->kv[i]);
+    gguf_put_u32(w, "general.file_type", file_type(format->id)); // what most of the weights are now
     for (size_t i = 0; i < base->n_tensors; i++) {
         const struct gguf_tensor *t = &base->tensors[i];
         const struct adapter_module *m = find(adapter, t->name);

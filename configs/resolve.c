@@ -132,7 +132,11 @@ static void check_schedule(const struct resolver *r) {
         bool works = cosine || (i == 0 && c->lr_scheduler == CONFIG_LR_REX);
         if (!works && asked(r, cosine_only[i]))
             loader_notice(r->l, "%s has no effect with this lr_scheduler", cosine_only[i]);
+        if (cosine && i < 2 && c->lr_quadratic_warmup && asked(r, cosine_only[i]))
+            loader_notice(r->l, "%s has no effect with lr_quadratic_warmup", cosine_only[i]);
     }
+    if (cosine && asked(r, "cosine_constant_lr_ratio") && !asked(r, "cosine_min_lr_ratio"))
+        loader_notice(r->l, "cosine_constant_lr_ratio has no effect without cosine_min_lr_ratio");
 }
 
 static void resolve_precision(const struct resolver *r) {

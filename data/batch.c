@@ -59,8 +59,16 @@ static void clear_rows(struct batch *b, int32_t from, int32_t to) {
     memset(b->lengths + from, 0, n * sizeof *b->lengths);
 }
 
+// One document: tokens begin .. end of a sample, at row `row`.
+static void put_document(struct batch *b, int32_t row, int32_t begin, int32_t end) {
+    int32_t *seq = b->seqs + 4 * (size_t)b->n_documents++;
+    seq[0] = seq[2] = row + begin;
+    seq[1] = seq[3] = end - begin;
+    for (int32_t t = begin; t < end; t++) b->lengths[row + t] = end - begin;
+}
+
 static void put_sample(struct batch *b, const struct sample *s) {
-    int32_t at = b->tokens;
+    int32_t at = b->tokens, row = b->tokens, begin = 0;
     for (int32_t t = 0; t < s->count; t++, at++) {
         bool trained = t + 1 < s->count && token_why_trained((enum token_why)s->why[t + 1]);
         b->ids[at] = s->ids[t];
@@ -69,25 +77,26 @@ static void put_sample(struct batch *b, const struct sample *s) {
         b->weights[at] = trained ? 1.0f : 0.0f;
         b->keys[2 * (size_t)at] = s->row;
         b->keys[2 * (size_t)at + 1] = (uint32_t)t;
-        b->lengths[at] = s->count;
         b->trained += trained;
+        if (t > begin && s->positions && s->positions[t] != s->positions[t - 1] + 1) {
+            put_document(b, row, begin, t);
+            begin = t;
+        }
     }
-    int32_t *seq = b->seqs + 4 * (size_t)b->n_seqs;
-    seq[0] = seq[2] = b->tokens;
-    seq[1] = seq[3] = s->count;
+    put_document(b, row, begin, s->count);
     b->samples[b->n_seqs++] = s;
     b->tokens = at;
 }
 
 int batch_fill(struct batch *b, const struct sample *const *samples, int n, int32_t rows, struct error *err) {
-    int64_t tokens = 0;
-    for (int i = 0; i < n; i++) tokens += samples[i]->count;
-    if (n > b->max_seqs || rows > b->max_rows || tokens > rows)
+    int64_t tokens = 0, documents = 0;
+    for (int i = 0; i < n; i++) tokens += samples[i]->count, documents += sample_documents(samples[i]);
+    if (documents > b->max_seqs || rows > b->max_rows || tokens > rows)
         return error_set(err, STATUS_INTERNAL,
-                         "a micro-batch of %d samples and %lld tokens in %d rows: room is for %d and %d", n,
-                         (long long)tokens, rows, b->max_seqs, b->max_rows);
+                         "a micro-batch of %lld documents and %lld tokens in %d rows: room is for %d and %d",
+                         (long long)documents, (long long)tokens, rows, b->max_seqs, b->max_rows);
     b->rows = rows;
-    b->tokens = b->trained = b->n_seqs = 0;
+    b->tokens = b->trained = b->n_seqs = b->n_documents = 0;
     memset(b->seqs, 0, ((size_t)b->max_seqs + 1) * 4 * sizeof *b->seqs);
     for (int i = 0; i < n; i++) put_sample(b, samples[i]);
     clear_rows(b, b->tokens, rows);
@@ -136,7 +145,14 @@ static void bounds(struct loader *l, const uint32_t *by_length, int32_t *max_tok
     else
         rows = longest;
     if (rows > total) rows = total;
-    l->max_seqs = (int32_t)(seqs < (int64_t)l->n_in_use ? seqs : (int64_t)l->n_in_use);
+    if (seqs > (int64_t)l->n_in_use) seqs = (int64_t)l->n_in_use;
+    int64_t documents = 0, most = 1; // of all samples, of one
+    for (size_t i = 0; i < l->n_in_use; i++) {
+        int64_t here = sample_documents(&l->dataset->samples[l->in_use[i]]);
+        documents += here;
+        if (here > most) most = here;
+    }
+    l->max_seqs = (int32_t)(seqs * most < documents ? seqs * most : documents);
     *max_tokens = (int32_t)((rows + ROUND - 1) / ROUND * ROUND);
 }
 

@@ -21,6 +21,7 @@ struct batch {
     int32_t trained;               // rows with weight > 0
     double weight;                 // sum of weights
     int32_t n_seqs;                // samples in it
+    int32_t n_documents;           // rows of `seqs` in use: as many, or more where samples hold several documents
     int32_t max_rows;              // largest bucket the arrays hold
     int32_t max_seqs;              // rows of `seqs`
     int32_t *ids;                  // (rows) token
@@ -28,7 +29,7 @@ struct batch {
     int32_t *targets;              // (rows) the next token of the sample, 0 where weight is 0
     float *weights;                // (rows) 1 where the target is trained, else 0
     uint32_t *keys;                // (rows, 2) {dataset row, token in row}
-    int32_t *lengths;              // (rows) tokens of the sample
+    int32_t *lengths;              // (rows) tokens of the document
     int32_t *seqs;                 // (max_seqs + 1, 4) {q_begin, q_len, kv_begin, kv_len}; unused rows all 0
     const struct sample **samples; // (n_seqs) borrowed from the dataset
 };

@@ -397,6 +397,12 @@ static void move_samples(struct dataset *d, const uint32_t *chosen, size_t n, st
     recount(test);
 }
 
+int32_t sample_documents(const struct sample *s) {
+    int32_t n = 1;
+    for (int32_t t = 1; t < s->count && s->positions; t++) n += s->positions[t] != s->positions[t - 1] + 1;
+    return n;
+}
+
 void dataset_ledger(const struct dataset *d, struct text *out) {
     uint64_t in_use = d->count;
     for (int i = DROP_NONE + 1; i < DROP_REASONS; i++) in_use -= d->dropped[i];

@@ -22,7 +22,7 @@ struct dataset_options {
     int n_roles;
     const char *const *roles_to_train; // default: assistant
     int n_roles_to_train;
-    enum train_on train_on_eot;
+    enum train_on train_on_eot, train_on_eos; // ends of turns; ends of texts
     bool train_on_inputs;
     bool skip_bad_rows; // malformed rows: counted instead of an error
     int sequence_len;   // longest sample in tokens
@@ -101,6 +101,8 @@ int dataset_parse(const struct dataset_options *options, const uint8_t *bytes, s
 void dataset_free(struct dataset *dataset);
 // Appends the samples of `other` (emptied, also on failure), ledger included.
 int dataset_append(struct dataset *dataset, struct dataset *other, struct error *err);
+// Stretches of consecutive positions: attention stays inside each. 1 unless a pre-tokenised row's positions restart.
+int32_t sample_documents(const struct sample *sample);
 // "400 rows read, 396 in use, 3 dropped (too_long), 1 dropped (malformed)", appended to `out`.
 void dataset_ledger(const struct dataset *dataset, struct text *out);
 // Moves held-out rows to `test`: below 1 a fraction (rounded up), otherwise a count; chosen by keyed permutation of the

@@ -31,13 +31,11 @@ static int field(struct row *row, struct field f, int message) {
     return rendered_add(&row->rendered, f.bytes, f.length, SPAN_CONTENT, message);
 }
 
-// The text before the answer. Spans: 0 system, 1 instruction, 2 input.
-static int render_prompt(struct row *row, struct field system, struct field instruction, struct field input) {
+// The text before the answer. Spans: 1 instruction, 2 input. A system column is not read: as with axolotl, that is
+// another type (alpaca_w_system).
+static int render_prompt(struct row *row, struct field instruction, struct field input) {
     bool with_input = input.length > 0;
-    if (system.length > 0) {
-        if (fixed(row, "### System:\n") < 0 || field(row, system, 0) < 0 || fixed(row, "\n\n") < 0) return -1;
-    } else if (fixed(row, with_input ? WITH_INPUT : WITHOUT_INPUT) < 0)
-        return -1;
+    if (fixed(row, with_input ? WITH_INPUT : WITHOUT_INPUT) < 0) return -1;
     if (fixed(row, "### Instruction:\n") < 0 || field(row, instruction, 1) < 0) return -1;
     if (with_input && (fixed(row, "\n\n### Input:\n") < 0 || field(row, input, 2) < 0)) return -1;
     return fixed(row, "\n\n### Response:\n");
@@ -69,7 +67,7 @@ static int append_answer(struct row *row, struct field answer, int32_t eos, stru
     if (row_reserve_why(row, err) < 0) return -1;
     for (size_t t = prompt; t < row->ids.count; t++) row->why[t] = WHY_ANSWER;
     if (row->ids.count > prompt)
-        row->why[row->ids.count - 1] = row->options->train_on_eot == TRAIN_ON_NONE ? WHY_EOT_OFF : WHY_EOT;
+        row->why[row->ids.count - 1] = row->options->train_on_eos == TRAIN_ON_NONE ? WHY_EOT_OFF : WHY_EOT;
     return 0;
 }
 
@@ -77,16 +75,15 @@ int row_read_alpaca(struct row *row, const struct json *value, struct error *err
     const struct dataset_options *o = row->options;
     int32_t eos = tokenizer_eos(row->tokenizer);
     if (eos < 0) return error_set(err, STATUS_DATA, "alpaca rows end with EOS, and the tokenizer has none");
-    struct field system, instruction, input, answer;
+    struct field instruction, input, answer;
     if (row_string(json_get(value, o->field_instruction), o->field_instruction, &instruction.bytes, &instruction.length,
                    err) < 0 ||
         row_string(json_get(value, o->field_output), o->field_output, &answer.bytes, &answer.length, err) < 0 ||
-        optional(value, o->field_input, &input, err) < 0 || optional(value, o->field_system, &system, err) < 0)
+        optional(value, o->field_input, &input, err) < 0)
         return -1;
     text_clear(&row->rendered.text);
     row->rendered.n_spans = 0;
-    if (render_prompt(row, system, instruction, input) < 0)
-        return error_memory(err, "a row", row->rendered.text.length);
+    if (render_prompt(row, instruction, input) < 0) return error_memory(err, "a row", row->rendered.text.length);
     size_t first = tokenizer_adds_bos(row->tokenizer), length = row->rendered.text.length;
     if (first && ids_push(&row->ids, tokenizer_bos(row->tokenizer)) < 0) return error_memory(err, "a row", sizeof eos);
     if (tokenizer_encode(row->tokenizer, text_str(&row->rendered.text), length, true, &row->ids, &row->spans, err) <

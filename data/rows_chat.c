@@ -132,18 +132,22 @@ static bool is_trained(const struct row *row, int i) {
     return m->train == 1 || is_trained_role(row->options, m->role);
 }
 
+static bool ends_turn(enum train_on rule, bool trained, bool last) {
+    return rule == TRAIN_ON_ALL || (rule == TRAIN_ON_TURN && trained) || (rule == TRAIN_ON_LAST && last);
+}
+
+// Where the end of a turn is the end of text, too (ChatML), it is trained if either rule says so, as axolotl does.
 static enum token_why why_of_span(const struct row *row, const struct render_span *span, int last_trained) {
     if (span->kind == SPAN_TEMPLATE || span->message < 0) return WHY_TEMPLATE;
     bool trained = is_trained(row, span->message);
     if (span->kind == SPAN_CONTENT)
         return trained ? WHY_ANSWER : row->messages[span->message].train == 0 ? WHY_FLAG_OFF : WHY_PROMPT;
-    switch (row->options->train_on_eot) {
-    case TRAIN_ON_TURN: return trained ? WHY_EOT : WHY_EOT_OFF;
-    case TRAIN_ON_ALL: return WHY_EOT;
-    case TRAIN_ON_LAST: return trained && span->message == last_trained ? WHY_EOT : WHY_EOT_OFF;
-    case TRAIN_ON_NONE: break;
-    }
-    return WHY_EOT_OFF;
+    const struct dataset_options *o = row->options;
+    bool last = trained && span->message == last_trained;
+    bool both = tokenizer_eos(row->tokenizer) == tokenizer_find(row->tokenizer, chat_template_eot(row->chat));
+    return ends_turn(o->train_on_eot, trained, last) || (both && ends_turn(o->train_on_eos, trained, last))
+               ? WHY_EOT
+               : WHY_EOT_OFF;
 }
 
 static int mark_tokens(struct row *row, struct error *err) {

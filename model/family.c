@@ -48,6 +48,9 @@ static int map_rope(const struct gguf *file, const char *name, int head_dim, str
         key_float(file, name, "rope.scale_linear", false, &scale, err)) {
         return -1;
     }
+    if (factor < 0 || scale < 0)
+        return error_set(err, STATUS_DATA, "%s: a rope scaling factor of %g makes no sense", file->name,
+                         factor < 0 ? factor : scale);
     bool linear = type.length == 6 && memcmp(type.bytes, "linear", 6) == 0;
     bool none = type.length == 4 && memcmp(type.bytes, "none", 4) == 0;
     if (!linear && !none) {
@@ -62,6 +65,33 @@ static int map_rope(const struct gguf *file, const char *name, int head_dim, str
     }
     rope->rotary_dim = (int)rotary;
     return 0;
+}
+
+// Keys that change what the model computes and that are not built: only their neutral value passes.
+static int check_neutral(const struct gguf *file, const char *arch, struct error *err) {
+    static const struct {
+        const char *key;
+        double neutral;
+    } keys[] = {{"rope.scaling.attn_factor", 1}, {"rope.scaling.yarn_log_multiplier", 0},
+                {"attention.scale", 0},          {"attention.clamp_kqv", 0},
+                {"attention.max_alibi_bias", 0}, {"attn_logit_softcapping", 0},
+                {"final_logit_softcapping", 0},  {"logit_scale", 1},
+                {"residual_scale", 1},           {"embedding_scale", 1}};
+    char name[128];
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        double value = keys[i].neutral;
+        if (key_float(file, arch, keys[i].key, false, &value, err)) return -1;
+        if (value != keys[i].neutral && !(keys[i].neutral == 1 && value == 0)) // 0 = not set
+            return error_set(err, STATUS_DATA, "%s: key '%s.%s' is %g, which is not in this version", file->name, arch,
+                             keys[i].key, value);
+    }
+    bool causal = true;
+    snprintf(name, sizeof name, "%s.attention.causal", arch);
+    if (gguf_get_bool(file, name, &causal, err) < 0) return -1;
+    return causal ? 0
+                  : error_set(err, STATUS_DATA,
+                              "%s: key '%s' is false: attention in both directions is not in this version", file->name,
+                              name);
 }
 
 static int map_llama(const struct gguf *file, struct pool *pool, struct arch *arch, struct error *err) {
@@ -118,7 +148,11 @@ static int map_llama(const struct gguf *file, struct pool *pool, struct arch *ar
         }
     }
     arch->rope.kind = ROPE_NORM; // the file's rows are permuted for adjacent pairs (formats.md 2.8)
-    return map_rope(file, name, (int)head_dim, &arch->rope, err);
+    if (map_rope(file, name, (int)head_dim, &arch->rope, err) || check_neutral(file, name, err)) return -1;
+    if (arch->rope.rotary_dim == head_dim) return 0;
+    return error_set(err, STATUS_DATA,
+                     "%s: llama.rope.dimension_count is %d, the heads have %d: a llama turns them all", file->name,
+                     arch->rope.rotary_dim, (int)head_dim);
 }
 
 const struct family family_table[] = {

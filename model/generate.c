@@ -133,7 +133,8 @@ static int by_logit(const void *a, const void *b, void *logits) {
 
 static int32_t sample(struct generator *g, const float *logits, const struct sampling *s, uint32_t job,
                       uint32_t token) {
-    int32_t vocab = g->decoder->model->arch.vocab, best = 0;
+    const struct model *m = g->decoder->model; // rows of the embedding beyond the tokens are padding: never an answer
+    int32_t vocab = m->vocab.n_tokens < (size_t)m->arch.vocab ? (int32_t)m->vocab.n_tokens : m->arch.vocab, best = 0;
     for (int32_t i = 1; i < vocab; i++) {
         if (logits[i] > logits[best]) best = i;
     }

@@ -15,7 +15,7 @@ struct loader {
     const struct family *family;
     struct weight *weights; // room for all
     int capacity;
-    size_t tensors_used;
+    bool *used; // (n_tensors) of the file
     struct error *err;
 };
 
@@ -52,7 +52,7 @@ static const struct weight *take(struct loader *l, const char *name, int64_t row
                          .name = t->name,
                          .segment = segment,
                          .id = (uint32_t)m->n_weights++};
-    l->tensors_used++;
+    l->used[t - l->file->tensors] = true;
     m->total_parameters += (uint64_t)rows * (uint64_t)cols;
     return w;
 }
@@ -128,12 +128,29 @@ static int rope_factors(struct loader *l) {
         }
     }
     arch->rope.factors = factors;
-    l->tensors_used++;
+    l->used[t - l->file->tensors] = true;
     return 0;
+}
+
+// A tensor that the architecture has no place for belongs to another model: its numbers would be wrong without it.
+static int check_all_used(const struct loader *l) {
+    size_t unused = 0, first = 0;
+    for (size_t i = l->file->n_tensors; i-- > 0;) {
+        if (!l->used[i]) unused++, first = i;
+    }
+    if (unused == 0) return 0;
+    return error_set(
+        l->err, STATUS_DATA,
+        "%s: tensor '%s'%s has no place in the %s architecture as this version knows it; trained without it, "
+        "the adapter would fit another model",
+        l->file->name, l->file->tensors[first].name, unused > 1 ? " (and others)" : "", l->family->gguf_arch);
 }
 
 static int take_all(struct loader *l) {
     struct model *m = l->model;
+    l->used = pool_array(&m->pool, l->file->n_tensors, sizeof *l->used);
+    if (!l->used) return error_memory(l->err, "the tensor table", l->file->n_tensors);
+    memset(l->used, 0, l->file->n_tensors);
     struct arch *arch = &m->arch;
     const struct gguf_tensor *embed = gguf_find_tensor(l->file, "token_embd.weight");
     if (!embed) return error_set(l->err, STATUS_DATA, "%s: tensor 'token_embd.weight' is missing", l->file->name);
@@ -167,7 +184,7 @@ static int take_all(struct loader *l) {
         w->id = (uint32_t)m->n_weights++;
         m->head = w;
     }
-    return rope_factors(l);
+    return rope_factors(l) || check_all_used(l) ? -1 : 0;
 }
 
 static int take_vocab(struct loader *l) {
@@ -187,6 +204,9 @@ static int take_vocab(struct loader *l) {
     if (gguf_get_strings(g, "tokenizer.ggml.tokens", pool, &v->tokens, &v->n_tokens, err) < 0) return -1;
     if (v->n_tokens == 0)
         return error_set(err, STATUS_DATA, "%s: key 'tokenizer.ggml.tokens' is missing or empty", g->name);
+    if (v->n_tokens > (size_t)m->arch.vocab)
+        return error_set(err, STATUS_DATA, "%s: %zu tokens, but 'token_embd.weight' has %d rows", g->name, v->n_tokens,
+                         m->arch.vocab);
     if (gguf_get_i32s(g, "tokenizer.ggml.token_type", pool, &v->types, &n, err) < 0) return -1;
     if (v->types && n != v->n_tokens)
         return error_set(err, STATUS_DATA, "%s: %zu token types for %zu tokens", g->name, n, v->n_tokens);
@@ -238,7 +258,6 @@ static int describe(struct loader *l) {
     m->name = slash ? slash + 1 : m->path;
     m->file_type = common_type(m);
     m->file_bytes = g->size;
-    m->ignored_tensors = (int)(g->n_tensors - l->tensors_used);
     if (gguf_get_text(g, "general.name", &m->pool, &m->name, l->err) < 0) return -1;
     const char *url = NULL;
     if (gguf_get_text(g, "general.base_model.0.repo_url", &m->pool, &url, l->err) < 0) return -1;

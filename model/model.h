@@ -43,7 +43,6 @@ struct model {
     uint64_t total_parameters;
     uint64_t file_bytes;
     uint8_t header_sha256[32]; // of everything before the tensor data
-    int ignored_tensors;
     struct vocab_source vocab;
     struct pool pool;  // owns everything small
     struct gguf *gguf; // owns the mapping

@@ -295,8 +295,11 @@ TEST(labels_and_positions_of_the_data) {
     const struct sample *list[] = {&s, &s};
     struct batch b;
     struct error err = {0};
-    CHECK(batch_open(&b, 128, 3, &err) == 0);
+    CHECK(batch_open(&b, 128, 5, &err) == 0);
     CHECK(batch_fill(&b, list, 2, 64, &err) == 0);
+    static const int32_t seqs[] = {0, 2, 0, 2, 2, 2, 2, 2, 4, 2, 4, 2, 6, 2, 6, 2, 0, 0, 0, 0}; // positions restart
+    CHECK(b.n_seqs == 2 && b.n_documents == 4 && memcmp(b.seqs, seqs, sizeof seqs) == 0);
+    for (int i = 0; i < 8; i++) CHECK_INT(b.lengths[i], 2);
     static const int32_t targets[] = {9, 0, 7, 0, 9, 0, 7, 0}, places[] = {0, 1, 0, 1, 0, 1, 0, 1};
     CHECK(memcmp(b.targets, targets, sizeof targets) == 0);
     CHECK(memcmp(b.positions, places, sizeof places) == 0);
@@ -305,6 +308,10 @@ TEST(labels_and_positions_of_the_data) {
     CHECK(batch_fill(&b, list, 2, 192, &err) == -1); // more rows than were opened
     err = (struct error){0};
     CHECK(batch_fill(&b, list, 2, 4, &err) == -1);
+    err = (struct error){0};
+    batch_close(&b);
+    CHECK(batch_open(&b, 128, 3, &err) == 0);
+    CHECK(batch_fill(&b, list, 2, 64, &err) == -1); // four documents, room for three
     batch_close(&b);
 }
 

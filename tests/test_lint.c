@@ -82,7 +82,7 @@ TEST(chat_rows) {
                                                              "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx")),
              NULL);
     check_only(&r, LINT_TRUNCATED, 1, 2);
-    w.options.train_on_eot = TRAIN_ON_NONE;
+    w.options.train_on_eot = w.options.train_on_eos = TRAIN_ON_NONE;
     r = lint(&w, PLAIN("1") PLAIN("2"), NULL);
     check_only(&r, LINT_EOT_NEVER_TRAINED, 2, 1);
     close_world(&w);

@@ -142,9 +142,7 @@ static int make_schedule(struct trainer *t, struct error *err) {
     if (t->total_steps < 1)
         return error_set(err, STATUS_CONFIG, "the run has no steps: num_epochs %g, max_steps %lld", c->num_epochs,
                          (long long)c->max_steps);
-    int64_t warmup = c->warmup_steps != CONFIG_UNSET   ? c->warmup_steps
-                     : c->warmup_ratio != CONFIG_UNSET ? (int64_t)ceil(c->warmup_ratio * (double)t->total_steps)
-                                                       : schedule_default_warmup(t->total_steps);
+    int64_t warmup = schedule_warmup(t->total_steps, c->warmup_steps, c->warmup_ratio);
     static const enum schedule_kind kinds[] = {[CONFIG_LR_CONSTANT] = SCHEDULE_CONSTANT,
                                                [CONFIG_LR_CONSTANT_WITH_WARMUP] = SCHEDULE_CONSTANT_WARMUP,
                                                [CONFIG_LR_LINEAR] = SCHEDULE_LINEAR,
@@ -154,19 +152,22 @@ static int make_schedule(struct trainer *t, struct error *err) {
                                                [CONFIG_LR_INVERSE_SQRT] = SCHEDULE_INVERSE_SQRT,
                                                [CONFIG_LR_POLYNOMIAL] = SCHEDULE_POLYNOMIAL};
     double rising = (double)warmup / (double)t->total_steps;
+    // axolotl has three cosines: with a quadratic warm-up, with a floor, with a floor that comes early.
+    bool quadratic = c->lr_quadratic_warmup && c->lr_scheduler == CONFIG_LR_COSINE;
+    bool floored = !quadratic && c->cosine_min_lr_ratio != CONFIG_UNSET;
     t->schedule = (struct schedule){
         .kind = kinds[c->lr_scheduler],
         .lr = c->learning_rate,
         .steps = t->total_steps,
         .warmup = warmup,
-        .min_ratio = or_default(c->cosine_min_lr_ratio, 0),
-        .constant_ratio = or_default(c->cosine_constant_lr_ratio, 0),
-        .quadratic_warmup = c->lr_quadratic_warmup,
+        .min_ratio = quadratic ? 0 : or_default(c->cosine_min_lr_ratio, 0),
+        .constant_ratio = floored ? or_default(c->cosine_constant_lr_ratio, 0) : 0,
+        .quadratic_warmup = quadratic,
         .cycles = or_default(c->lr_scheduler_kwargs.num_cycles, 0.5),
         .power = or_default(c->lr_scheduler_kwargs.power, 1),
         .lr_end = or_default(c->lr_scheduler_kwargs.lr_end, 1e-7),
         .timescale = or_default((double)c->lr_scheduler_kwargs.timescale, 0),
-        .pct_start = or_default(c->lr_scheduler_kwargs.pct_start, rising > 0 ? rising : 0.3),
+        .pct_start = or_default(c->lr_scheduler_kwargs.pct_start, rising),
         .div_factor = or_default(c->lr_scheduler_kwargs.div_factor, 25),
         .final_div_factor = or_default(c->lr_scheduler_kwargs.final_div_factor, 1e4),
     };

@@ -23,9 +23,9 @@ static double anneal(double from, double to, double part) {
 // Rises from lr / div_factor to lr until step pct_start * steps - 1, then falls to lr / div_factor / final_div_factor.
 static double one_cycle(const struct schedule *s, int64_t step) {
     double first = 1 / s->div_factor, last = first / s->final_div_factor;
-    double top = fmax(1, s->pct_start * (double)s->steps - 1), end = fmax(top + 1, (double)s->steps - 1);
+    double top = s->pct_start * (double)s->steps - 1, end = fmax(top + 1, (double)s->steps - 1);
     double at = fmin((double)step, end);
-    return at <= top ? anneal(first, 1, at / top) : anneal(1, last, (at - top) / (end - top));
+    return top > 0 && at <= top ? anneal(first, 1, at / top) : anneal(1, last, (at - top) / (end - top));
 }
 
 static double after_warmup(const struct schedule *s, int64_t step) {
@@ -54,16 +54,17 @@ static double after_warmup(const struct schedule *s, int64_t step) {
 }
 
 double schedule_lr(const struct schedule *s, int64_t step) {
+    if (s->kind == SCHEDULE_REX) step++; // axolotl's counts from 1: the last step has the floor
     bool warms_up = s->kind != SCHEDULE_CONSTANT && s->kind != SCHEDULE_ONE_CYCLE;
     if (warms_up && step < s->warmup) {
         double part = (double)step / fmax(1, (double)s->warmup);
-        return s->lr * (s->quadratic_warmup ? part * part : part);
+        return s->lr * (s->quadratic_warmup && s->kind == SCHEDULE_COSINE ? part * part : part);
     }
     return s->lr * after_warmup(s, step);
 }
 
-int64_t schedule_default_warmup(int64_t steps) {
-    int64_t warmup = (int64_t)(0.03 * (double)steps);
-    if (warmup > 100) warmup = 100;
+int64_t schedule_warmup(int64_t steps, int64_t count, double ratio) {
+    int64_t warmup = count >= 0 ? count : (int64_t)((ratio >= 0 ? ratio : 0.03) * (double)steps);
+    if (count < 0 && ratio < 0 && warmup > 100) warmup = 100;
     return warmup == 1 ? 2 : warmup;
 }

@@ -31,6 +31,6 @@ struct schedule {
 
 // The rate of optimiser step `step`, counted from 0. As in transformers, step 0 of a warm-up has rate 0.
 double schedule_lr(const struct schedule *schedule, int64_t step);
-// Warm-up steps of a run by axolotl's rule when neither count nor ratio is given: 3 % of the steps, at most 100; a
-// result of 1 becomes 2.
-int64_t schedule_default_warmup(int64_t steps);
+// Warm-up steps of a run by axolotl's rule: `count` as given, or `ratio` of the steps rounded down, or (both -1) 3 % of
+// the steps and at most 100. A result of 1 becomes 2.
+int64_t schedule_warmup(int64_t steps, int64_t count, double ratio);

@@ -150,6 +150,7 @@ static struct dataset_options data_options(const struct session *s, const struct
         .roles_to_train = (const char *const *)set->roles_to_train.items,
         .n_roles_to_train = (int)set->roles_to_train.count,
         .train_on_eot = train_on[set->train_on_eot],
+        .train_on_eos = train_on[set->train_on_eos],
         .train_on_inputs = config->train_on_inputs,
         .skip_bad_rows = config->bad_rows == CONFIG_BAD_ROWS_SKIP,
         .sequence_len = (int)sequence_len,
