@@ -50,7 +50,8 @@ static int altered(enum kind kind, const char *name, double value, struct error 
 
 static bool make_tiny_once(void) {
     struct error err = {0};
-    if (file_exists(in_folder("tiny.gguf")) || tiny_write(in_folder("tiny.gguf"), &tiny_default, &err) == 0) return true;
+    if (file_exists(in_folder("tiny.gguf")) || tiny_write(in_folder("tiny.gguf"), &tiny_default, &err) == 0)
+        return true;
     CHECK_MSG(false, "%s", err.text);
     return false;
 }
@@ -95,10 +96,14 @@ TEST(what_is_neutral_or_built_is_taken) {
         const char *name;
         double value;
     } good[] = {
-        {TENSOR, "blk.0.attn_q.bias", 64},           {TENSOR, "blk.0.ffn_down.bias", 64},
-        {NUMBER, "llama.rope.scaling.attn_factor", 1}, {NUMBER, "llama.rope.scaling.factor", 4},
-        {NUMBER, "llama.rope.freq_base", 500000},    {FLAG, "llama.attention.causal", 1},
-        {WHOLE, "llama.rope.dimension_count", 16},   {WHOLE, "llama.vocab_size", 271},
+        {TENSOR, "blk.0.attn_q.bias", 64},
+        {TENSOR, "blk.0.ffn_down.bias", 64},
+        {NUMBER, "llama.rope.scaling.attn_factor", 1},
+        {NUMBER, "llama.rope.scaling.factor", 4},
+        {NUMBER, "llama.rope.freq_base", 500000},
+        {FLAG, "llama.attention.causal", 1},
+        {WHOLE, "llama.rope.dimension_count", 16},
+        {WHOLE, "llama.vocab_size", 271},
     };
     if (!make_tiny_once()) return;
     for (size_t i = 0; i < COUNT_OF(good); i++) {

@@ -70,8 +70,8 @@ TEST(rates) {
     for (size_t i = 0; i < COUNT_OF(references); i++) {
         for (int k = 0; k < SHOWN; k++) {
             double got = schedule_lr(&references[i].schedule, steps[k]), want = references[i].want[k];
-            CHECK_MSG(fabs(got - want) <= 1e-9 * fmax(want, 1e-4), "%s, step %lld: %.10g, wanted %.10g", references[i].name,
-                      (long long)steps[k], got, want);
+            CHECK_MSG(fabs(got - want) <= 1e-9 * fmax(want, 1e-4), "%s, step %lld: %.10g, wanted %.10g",
+                      references[i].name, (long long)steps[k], got, want);
         }
     }
 }

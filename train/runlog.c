@@ -11,8 +11,7 @@
 
 int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, bool events, struct runlog *out,
                 struct error *err) {
-    *out = (struct runlog){
-        .bytes = keep_bytes, .terminal = isatty(STDERR_FILENO), .started = clock_now(), .first_step = first_step};
+    *out = (struct runlog){.bytes = keep_bytes, .terminal = isatty(STDERR_FILENO), .first_step = first_step};
     out->path = path_join(run, "log.jsonl");
     if (!out->path) return error_memory(err, "the log's path", strlen(run));
     if (events && tensorboard_open(run, first_step, &out->board, err)) return -1;
@@ -50,7 +49,8 @@ static void show(struct runlog *log, const struct runlog_step *s) {
     char eta[32];
     double now = clock_now();
     int64_t done = s->step - log->first_step;
-    runlog_duration(done > 0 ? (now - log->started) / (double)done * (double)(s->total - s->step) : 0, eta);
+    log->stepping += s->seconds; // evaluations would spoil the first guesses
+    runlog_duration(done > 0 ? log->stepping / (double)done * (double)(s->total - s->step) : 0, eta);
     if (log->terminal) {
         if (now - log->last_shown < 0.1 && s->step != s->total) return;
         fprintf(stderr, "\r\033[Kstep %lld/%lld  loss %.4f  lr %.2e  %.0f tok/s  %.0f MiB  ETA %s", (long long)s->step,

@@ -7,11 +7,11 @@
 struct runlog {
     char *path; // RUN/log.jsonl, owned; NULL = no file
     struct tensorboard board;
-    uint64_t bytes; // its length; part of a checkpoint's state
-    bool terminal;  // stderr is one
-    bool line_open; // a progress line is on the screen
-    double started, last_shown;
-    int64_t first_step; // of this process
+    uint64_t bytes;              // its length; part of a checkpoint's state
+    bool terminal;               // stderr is one
+    bool line_open;              // a progress line is on the screen
+    double stepping, last_shown; // seconds spent in steps; when a progress line was drawn
+    int64_t first_step;          // of this process
 };
 
 struct runlog_step {

@@ -36,7 +36,9 @@ def main():
     seconds = time.time() - start
     log = [json.loads(line) for line in open(f"{OUT}/log.jsonl")]
     tokens = sum(x["tokens"] for x in log if "loss" in x)
-    check(tokens <= 48000, "at most 48K tokens trained", f"{tokens} in {seconds:.0f} s, {tokens / seconds:.0f} tok/s with everything")
+    data = json.load(open(f"{OUT}/run.json"))["data"]["tokens"]
+    figure = f"{data}; {tokens} trained in {seconds:.0f} s, {tokens / seconds:.0f} tok/s with everything"
+    check(data <= 48000 and tokens <= 2 * data, "at most 48K tokens of data, two passes", figure)
     after = answers("--adapter", OUT)
     check(after["valid_json"] >= 0.98, "valid JSON >= 98 %", f"{after['valid_json']:.1%} of {after['answers']:.0f} held-out rows")
     figure = f"{after['exact']:.1%}, equal as JSON {after['exact_json']:.1%}"
