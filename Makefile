@@ -3,6 +3,7 @@
 #   make test         everything, no network needed     make test-peers   live comparison with PEFT and llama.cpp
 CC      ?= gcc
 BUILD   ?= build
+VENV     = $(or $(GRAFT_VENV),build/venv)
 OPT     ?= -O2
 SAN     ?=
 WARN     = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
@@ -71,6 +72,11 @@ test-peers: base
 	@bash tests/peers/run.sh
 test-release: test # hours: fuzzers, many kills
 	@BUILD=$(BUILD) bash tests/release.sh
+fixtures: base # committed expectations, made again by the pinned versions of the peers
+	@$(MAKE) --no-print-directory -j2 programs && bash tests/peers/venv.sh
+	@$(VENV)/bin/python tests/peers/templates.py --dump $(BUILD)/tests/peers/templates_dump --golden tests/fixtures/templates.json
+	@$(VENV)/bin/python tests/peers/tokens.py --dump $(BUILD)/tests/peers/tokens_dump --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf \
+	    --golden tests/fixtures/tokens.json
 quickstart: base
 	@$(MAKE) --no-print-directory -j2 all
 	@bash examples/orders/quickstart.sh
@@ -82,5 +88,5 @@ clean:
 	@rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all programs sanitized deps base test test-peers test-release quickstart config-docs format clean
+.PHONY: all programs sanitized deps base test test-peers test-release fixtures quickstart config-docs format clean
 .SECONDARY:

@@ -260,7 +260,7 @@ def dropped_rows_are_counted():
     with open(f"{t}/bad.jsonl", "w") as f:
         f.write((good.splitlines()[0] + "\n") + (long + "\n") * 3)
     both = f"datasets=[{{path: {t}/more.jsonl, type: chat_template}}, {{path: {t}/bad.jsonl, type: chat_template}}]"
-    expect(65, f"{t}/bad.jsonl:1:", "same", args=["train", f"{t}/config.yml", both, f"test_datasets.0.path={t}/bad.jsonl",
+    expect(65, f"{t}/bad.jsonl:1:", "training rows too", args=["train", f"{t}/config.yml", both, f"test_datasets.0.path={t}/bad.jsonl",
                                                   f"output_dir={t}/no", "lint_waive=[too-long-dropped]"])
     expect(78, "too-long", "too-long-dropped", args=["check", f"{t}/config.yml", "lint_waive=[too-long]"])
     expect(65, f"{t}/bad.jsonl:2:", args=["train", f"{t}/config.yml", f"test_datasets.0.path={t}/bad.jsonl", f"output_dir={t}/no"])
