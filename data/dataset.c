@@ -16,8 +16,7 @@ const char *drop_reason_name(enum drop_reason reason) {
     static const char *const names[DROP_REASONS] = {[DROP_NONE] = "kept",
                                                     [DROP_TOO_LONG] = "too long",
                                                     [DROP_TOO_SHORT] = "too short",
-                                                    [DROP_MALFORMED] = "malformed",
-                                                    [DROP_DUPLICATE] = "duplicate"};
+                                                    [DROP_MALFORMED] = "malformed"};
     return names[reason];
 }
 

@@ -32,7 +32,7 @@ struct dataset_options {
     uint32_t first_row;  // row number of this file's first row (rows of several files count on)
 };
 
-enum drop_reason { DROP_NONE, DROP_TOO_LONG, DROP_TOO_SHORT, DROP_MALFORMED, DROP_DUPLICATE, DROP_REASONS };
+enum drop_reason { DROP_NONE, DROP_TOO_LONG, DROP_TOO_SHORT, DROP_MALFORMED, DROP_REASONS };
 const char *drop_reason_name(enum drop_reason reason);
 
 // Why a token is or is not trained; the text of `graft check`.
