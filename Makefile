@@ -3,6 +3,7 @@
 #   make test         everything, no network needed     make test-peers   live comparison with PEFT and llama.cpp
 CC      ?= gcc
 BUILD   ?= build
+PREFIX  ?= /usr/local
 VENV     = $(or $(GRAFT_VENV),build/venv)
 OPT     ?= -O2
 SAN     ?=
@@ -84,9 +85,11 @@ config-docs: $(BUILD)/graft
 	@$(BUILD)/graft help --markdown > docs/config.md
 format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
+install: $(BUILD)/graft
+	@install -D $(BUILD)/graft $(DESTDIR)$(PREFIX)/bin/graft && echo $(DESTDIR)$(PREFIX)/bin/graft
 clean:
 	@rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all programs sanitized deps base test test-peers test-release fixtures quickstart config-docs format clean
+.PHONY: all programs sanitized deps base test test-peers test-release fixtures quickstart config-docs format install clean
 .SECONDARY:

@@ -47,7 +47,8 @@ def early_stop_survives_a_kill():
     with open(f"{out}/run.json", "w") as f:
         json.dump(said, f)
     os.remove(f"{out}/adapter_model.safetensors")
-    train(t, *EARLY, "--resume")
+    r = graft("train", f"{t}/config.yml", f"output_dir={out}", *EARLY, "--resume")
+    check(r.returncode == 0 and r.stderr.count("early stop") == 1, r.stderr[-400:])
     check(manifest(out)["step"] == said["step"], "resume trained on")
     check(adapter(out) == whole, "another adapter")
 
@@ -395,6 +396,98 @@ def merged_file_says_its_type():
             data = f.read()
         at = data.index(b"general.file_type") + len("general.file_type")
         check(data.count(b"general.file_type") == 1 and struct.unpack_from("<II", data, at) == (4, number), kind)
+
+
+@case
+def nothing_is_lost_before_the_new_run_can_start():
+    t = tiny("keep")
+    out = train(t, "max_steps=6", "save_steps=3")
+    before = adapter(out)
+    expect(71, "nothing was trained", args=["train", f"{t}/config.yml", f"output_dir={out}", "--overwrite"], env={"GRAFT_MEMORY": "1"})
+    check(adapter(out) == before and os.path.exists(f"{out}/checkpoints/step-000003"), "the old run is gone")
+    for folder, named in ((out + "/", f"{out}/checkpoints/step-000003"), (out, f"{t}/./out/../out/checkpoints/step-000003")):
+        expect(64, "would remove", args=["train", f"{t}/config.yml", f"output_dir={folder}", f"resume_from_checkpoint={named}", "--overwrite"])
+    check(adapter(out) == before, "the old run is gone")
+    expect(78, "6 steps are done", args=["train", f"{t}/config.yml", f"output_dir={t}/fewer", "max_steps=4",
+                                         f"resume_from_checkpoint={out}/checkpoints/step-000006"])
+    other = train(t, "max_steps=6", "save_steps=3", "seed=9", out="other")
+    os.remove(f"{other}/run.json")
+    expect(73, "holds a run", args=["train", f"{t}/config.yml", f"output_dir={other}", f"resume_from_checkpoint={out}/checkpoints/step-000003"])
+
+
+@case
+def the_best_checkpoint_comes_along():
+    t = tiny("along")
+    keys = ["learning_rate=0.06", "lr_scheduler=constant", "num_epochs=4", "eval_steps=4", "save_steps=4", "save_total_limit=100",
+            "load_best_model_at_end=true"]
+    whole = train(t, *keys, out="whole")
+    best, last = manifest(whole)["adapter_step"], manifest(whole)["step"]
+    check(best < last - 4, "the best is too late to show anything")
+    named = f"{whole}/checkpoints/step-{(best + 4) // 4 * 4:06d}"
+    train(t, *keys, f"resume_from_checkpoint={named}", out="other")
+    check(adapter(f"{t}/other") == adapter(whole), "another adapter")
+    shutil.rmtree(f"{whole}/checkpoints/step-{best:06d}")
+    r = graft("train", f"{t}/config.yml", *keys, f"resume_from_checkpoint={named}", f"output_dir={t}/third")
+    check(r.returncode == 0 and "is not beside" in r.stderr, r.stderr[-400:])
+
+
+@case
+def verify_knows_the_run():
+    t = tiny("verify")
+    out = train(t, "max_steps=6", "float32=false", "bf16=true")
+    r = graft("verify", out)
+    check(r.returncode == 0 and r.stdout.count(" ok ") == 2, r.stdout + r.stderr)
+    with open(f"{t}/rows.jsonl", "w") as f:
+        for i in range(12):
+            ids = [(7 * i + 3 * k) % 60 + 4 for k in range(20)]
+            f.write(json.dumps({"input_ids": ids, "labels": ids, "position_ids": [*range(8), *range(12)]}) + "\n")
+    with open(f"{t}/rows.yml", "w") as f:
+        f.write(read(f"{t}/config.yml").replace("type: chat_template", "type:").replace("train.jsonl", "rows.jsonl")
+                .replace("test.jsonl", "rows.jsonl") + "lint_waive: [train-validation-overlap]\n")
+    r = graft("train", f"{t}/rows.yml", f"output_dir={t}/places", "max_steps=3")
+    check(r.returncode == 0, r.stderr[-300:])
+    check(graft("verify", f"{t}/places").returncode == 0, "documents inside rows")
+    rows = read(f"{t}/places/probe.jsonl")
+    with open(f"{t}/places/probe.jsonl", "w") as f:
+        f.write(re.sub(r'"ids": ?\[ ?\d+', '"ids": [2000000000', rows, count=1))
+    expect(65, "outside the vocabulary", args=["verify", f"{t}/places"])
+    for name in ("adapter_model.safetensors", "adapter.gguf"):
+        os.remove(f"{out}/{name}")
+    expect(66, "nothing to verify", args=["verify", out])
+
+
+@case
+def logs_that_lost_their_end():
+    t = tiny("log")
+    keys = ["max_steps=8", "save_steps=4"]
+    whole = train(t, *keys, out="whole")
+    for what in ("missing", "shorter"):
+        out = f"{t}/{what}"
+        shutil.copytree(whole, out)
+        os.remove(f"{out}/run.json")
+        shutil.rmtree(f"{out}/checkpoints/step-000008")
+        if what == "missing":
+            os.remove(f"{out}/log.jsonl")
+        else:
+            os.truncate(f"{out}/log.jsonl", 300)
+        r = graft("train", f"{t}/config.yml", *keys, f"output_dir={out}", "--resume")
+        check(r.returncode == 0 and "log.jsonl holds" in r.stderr, r.stderr[-400:])
+        check(adapter(out) == adapter(whole), "another adapter")
+        steps = [x["step"] for x in log(out) if "loss" in x]
+        check(steps[-4:] == [5, 6, 7, 8] and len(steps) == (4 if what == "missing" else 5), f"{steps}")
+
+
+@case
+def check_sees_what_train_refuses():
+    t = tiny("overlap")
+    rows = read(f"{t}/train.jsonl")
+    with open(f"{t}/twice.jsonl", "w") as f:
+        f.write(rows * 2)
+    with open(f"{t}/split.yml", "w") as f:
+        f.write(re.sub(r"test_datasets:.*?(?=sequence_len)", "", read(f"{t}/config.yml"), flags=re.S).replace("train.jsonl", "twice.jsonl"))
+    for command in ("check", "train"):
+        r = graft(command, f"{t}/split.yml", "val_set_size=0.2", f"output_dir={t}/no")
+        check(r.returncode == 65 and "train-validation-overlap" in r.stdout + r.stderr, f"{command}: {r.returncode} {r.stderr[-300:]}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ static int open_all(struct check *c, struct error *err) {
         session_read_data(&c->session, config, &config->test_datasets, config->eval_sequence_len, &c->test, err)) {
         return -1;
     }
+    if (config->val_set_size > 0 && dataset_split(&c->data, config->val_set_size, config->seed, &c->test, err))
+        return -1;
     if (lint_dataset(&c->data, c->session.tokenizer, (uint32_t)c->session.model.arch.vocab, &c->lint, err)) return -1;
     return c->test.count ? lint_overlap(&c->data, &c->test, &c->lint, err) : 0;
 }

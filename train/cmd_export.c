@@ -13,11 +13,12 @@
 struct base {
     const char *path;
     const char *header_sha256; // hexadecimal, as the trainer saw it; NULL when run.json does not tell
+    enum dtype dtype;          // the arithmetic of the run, fp32 when run.json does not tell
 };
 
 // The base of an adapter: --base, else what run.json beside it says.
 static int find_base(const char *adapter, const char *given, struct pool *pool, struct base *base, struct error *err) {
-    *base = (struct base){.path = given};
+    *base = (struct base){.path = given, .dtype = DTYPE_F32};
     char *path = path_join(adapter, "run.json");
     struct json_document d;
     if (path && file_exists(path) && !json_load(path, 16 << 20, NULL, &d, NULL)) {
@@ -26,6 +27,8 @@ static int find_base(const char *adapter, const char *given, struct pool *pool, 
         const char *hash = json_string(json_get(said, "header_sha256"), NULL);
         if (named && !given) base->path = pool_strdup(pool, named);
         if (hash) base->header_sha256 = pool_strdup(pool, hash);
+        const char *arithmetic = json_string(json_get(d.root, "arithmetic"), NULL);
+        if (arithmetic && strcmp(arithmetic, "bf16") == 0) base->dtype = DTYPE_BF16;
         json_free(&d);
     }
     mem_free(path);
@@ -92,6 +95,45 @@ struct probe {
 };
 
 // probe.jsonl as samples whose every token is scored, and the trainer's numbers.
+static int read_probe_row(const struct json *row, const struct json_options *where, struct probe *p,
+                          struct error *err) {
+    const struct json *ids = json_get(row, "ids"), *logp = json_get(row, "logprobs");
+    const struct json *places = json_get(row, "position_ids"); // only of rows that were given some
+    const char *path = where->name;
+    unsigned long long line = where->line;
+    size_t n = json_count(ids);
+    if (n < 2 || n > 1 << 20 || json_count(logp) != n || (places && json_count(places) != n))
+        return error_set(err, STATUS_DATA, "%s:%llu: ids, logprobs and position_ids do not match", path, line);
+    int32_t *id = pool_array(&p->pool, n, sizeof *id);
+    int32_t *positions = places ? pool_array(&p->pool, n, sizeof *positions) : NULL;
+    uint8_t *why = pool_array(&p->pool, n, 1);
+    float *want = pool_array(&p->pool, n, sizeof *want);
+    if (!id || !why || !want || (places && !positions)) return error_memory(err, "probe rows", n);
+    const struct json *a = json_child(ids), *b = json_child(logp), *c = json_child(places);
+    for (size_t i = 0; i < n; i++, a = json_next(a), b = json_next(b), c = places ? json_next(c) : NULL) {
+        int64_t value, place = 0;
+        double number = 0;
+        if (!json_int(a, &value) || value < 0 || value > INT32_MAX || (i > 0 && !json_double(b, &number)) ||
+            (places && (!json_int(c, &place) || place < 0 || place >= (int64_t)n))) {
+            return error_set(err, STATUS_DATA, "%s:%llu: element %zu is not an id with its log-probability", path, line,
+                             i);
+        }
+        id[i] = (int32_t)value;
+        want[i] = (float)number;
+        why[i] = WHY_LABEL;
+        if (places) positions[i] = (int32_t)place;
+    }
+    p->want[p->data.count] = want;
+    p->data.samples[p->data.count++] = (struct sample){.row = (uint32_t)line,
+                                                       .count = (int32_t)n,
+                                                       .ids = id,
+                                                       .why = why,
+                                                       .positions = positions,
+                                                       .trained = (int32_t)n - 1};
+    if ((int32_t)n > p->data.longest) p->data.longest = (int32_t)n;
+    return 0;
+}
+
 static int read_probe(const char *adapter, const char *path, struct probe *p, struct error *err) {
     enum { MAX_ROWS = 256 };
     struct text text;
@@ -111,34 +153,8 @@ static int read_probe(const char *adapter, const char *path, struct probe *p, st
         else
             failed = json_parse(begin, length, &options, &d, err);
         if (failed) break;
-        const struct json *ids = json_get(d.root, "ids"), *logp = json_get(d.root, "logprobs");
-        size_t n = json_count(ids);
-        int32_t *id = pool_array(&p->pool, n, sizeof *id);
-        uint8_t *why = pool_array(&p->pool, n, 1);
-        float *want = pool_array(&p->pool, n, sizeof *want);
-        if (!id || !why || !want)
-            failed = error_memory(err, "probe rows", n);
-        else if (n < 2 || n > 1 << 20 || json_count(logp) != n)
-            failed =
-                error_set(err, STATUS_DATA, "%s:%llu: ids and logprobs do not match", path, (unsigned long long)line);
-        const struct json *a = json_child(ids), *b = json_child(logp);
-        for (size_t i = 0; i < n && !failed; i++, a = json_next(a), b = json_next(b)) {
-            int64_t value;
-            double number = 0;
-            if (!json_int(a, &value) || value < 0 || value > INT32_MAX || (i > 0 && !json_double(b, &number))) {
-                failed = error_set(err, STATUS_DATA, "%s:%llu: element %zu is not an id with its log-probability", path,
-                                   (unsigned long long)line, i);
-                break;
-            }
-            id[i] = (int32_t)value;
-            want[i] = (float)number;
-            why[i] = WHY_LABEL;
-        }
+        failed = read_probe_row(d.root, &options, p, err);
         json_free(&d);
-        p->want[p->data.count] = want;
-        p->data.samples[p->data.count++] = (struct sample){
-            .row = (uint32_t)line, .count = (int32_t)n, .ids = id, .why = why, .trained = (int32_t)n - 1};
-        if ((int32_t)n > p->data.longest) p->data.longest = (int32_t)n;
     }
     text_free(&text);
     if (!failed && p->data.count == 0)
@@ -169,14 +185,26 @@ static int check_base(const struct base *base, const char *adapter, struct error
                      base->path, adapter, hex, base->header_sha256);
 }
 
+static int check_ids(const struct probe *p, int vocab, struct error *err) {
+    for (size_t i = 0; i < p->data.count; i++) {
+        const struct sample *s = &p->data.samples[i];
+        for (int32_t k = 0; k < s->count; k++) {
+            if (s->ids[k] >= vocab)
+                return error_set(err, STATUS_DATA, "probe.jsonl:%u: token %d is outside the vocabulary of %d", s->row,
+                                 s->ids[k], vocab);
+        }
+    }
+    return 0;
+}
+
 // One form of the adapter against the probe; 0 with the figures, or an error.
-static int verify_file(const char *path, const char *form, const char *base, const struct probe *p,
+static int verify_file(const char *path, const char *form, const struct base *base, const struct probe *p,
                        struct difference *out, struct error *err) {
     struct session s = {0};
     struct adapter adapter = {0};
-    struct session_options options = {.base = base, .dtype = DTYPE_F32, .late = session_wants_late()};
-    int failed = session_open(&options, &s, err) || adapter_read(path, &s.model, &adapter, err) ||
-                 compare(&s, p, form, &adapter, out, err);
+    struct session_options options = {.base = base->path, .dtype = base->dtype, .late = session_wants_late()};
+    int failed = session_open(&options, &s, err) || check_ids(p, s.model.arch.vocab, err) ||
+                 adapter_read(path, &s.model, &adapter, err) || compare(&s, p, form, &adapter, out, err);
     adapter_free(&adapter);
     session_close(&s);
     return failed ? -1 : 0;
@@ -237,7 +265,8 @@ int command_verify(int argc, char **argv, struct error *err) {
     if (options_parse(&argc, argv, options, COUNT_OF(options), err)) return -1;
     if (argc != 1) return error_set(err, STATUS_USAGE, "graft verify ADAPTER [--base B]");
     static const char *const forms[N_FORMS] = {"adapter_model.safetensors", "adapter.gguf"};
-    const double tolerance = 1e-3; // natural log; another arithmetic or thread count stays far below
+    const double tolerance =
+        1e-3; // natural log; the arithmetic is that of the run, threads and instruction sets change no bit
     struct pool pool = {0};
     struct probe probe = {0};
     struct text out = {0};
@@ -253,6 +282,7 @@ int command_verify(int argc, char **argv, struct error *err) {
     if (!failed) failed = read_probe(argv[0], probe_path, &probe, err) || check_base(&base, argv[0], err);
     struct json_writer w = {.out = &out, .style = JSON_SPACED};
     bool json = option_flag(options, "--json"), good = true;
+    int tried = 0;
     if (json) json_begin_object(&w);
     for (int i = 0; i < N_FORMS && !failed; i++) {
         struct difference d = {0};
@@ -263,8 +293,9 @@ int command_verify(int argc, char **argv, struct error *err) {
         else if (!file_exists(file))
             continue;
         else
-            failed = verify_file(path, forms[i], base.path, &probe, &d, err);
+            failed = verify_file(path, forms[i], &base, &probe, &d, err);
         if (failed) break;
+        tried++;
         bool ok = d.largest <= tolerance;
         good &= ok;
         if (json) {
@@ -286,6 +317,9 @@ int command_verify(int argc, char **argv, struct error *err) {
         json_end_object(&w);
         text_char(&out, '\n');
     }
+    if (!failed && tried == 0)
+        failed = error_set(err, STATUS_NOINPUT, "%s: neither %s nor %s is there: nothing to verify", argv[0], forms[0],
+                           forms[1]);
     if (!failed) failed = print_result(&out, err);
     if (!failed && !good)
         failed = error_set(err, STATUS_INTEGRITY, "%s: a file does not give the trainer's log-probabilities", argv[0]);

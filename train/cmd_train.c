@@ -34,9 +34,8 @@ int command_train(int argc, char **argv, struct error *err) {
                                         .overwrite = option_flag(options, "--overwrite"),
                                         .command = text_str(&command)};
         bool finished = train.resume && !train.overwrite && output_finished(config.output_dir);
-        size_t own = strlen(config.output_dir);
         const char *named = config.resume_from_checkpoint;
-        if (train.overwrite && named && strncmp(named, config.output_dir, own) == 0 && named[own] == '/') {
+        if (train.overwrite && named && output_holds(config.output_dir, named)) {
             failed = error_set(err, STATUS_USAGE, "--overwrite would remove %s, from which the run is to go on", named);
         } else if (train.overwrite && option_flag(options, "--resume")) {
             failed = error_set(err, STATUS_USAGE, "--resume goes on with a run, --overwrite removes it: give one");

@@ -114,6 +114,12 @@ static void write_row(struct json_writer *w, const struct sample *sample, const 
     json_begin_array(w);
     for (int32_t i = 0; i < sample->count; i++) json_put_int(w, sample->ids[i]);
     json_end_array(w);
+    if (sample->positions) {
+        json_put_key(w, "position_ids");
+        json_begin_array(w);
+        for (int32_t i = 0; i < sample->count; i++) json_put_int(w, sample->positions[i]);
+        json_end_array(w);
+    }
     json_put_key(w, "trained");
     json_begin_array(w);
     for (int32_t i = 0; i < sample->count; i++) json_put_int(w, token_why_trained(sample->why[i]));

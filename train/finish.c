@@ -303,10 +303,14 @@ static int write_card(const struct trainer *t, struct error *err) {
     data_facts(t, &data);
     setting_facts(t, &settings);
     result_facts(t, &results);
-    const char *slash = strrchr(t->config->output_dir, '/'), *file = strrchr(t->session.model.path, '/');
+    const char *file = strrchr(t->session.model.path, '/');
+    char *name = pool_strdup(&data.pool, t->config->output_dir);
+    size_t length = name ? strlen(name) : 0;
+    while (length > 1 && name[length - 1] == '/') name[--length] = 0;
+    const char *slash = name ? strrchr(name, '/') : NULL;
     struct card_sample samples[MAX_SAMPLES];
     const char *log = in_output(t, &data.pool, "log.jsonl");
-    struct card card = {.name = slash && slash[1] ? slash + 1 : t->config->output_dir,
+    struct card card = {.name = slash && slash[1] ? slash + 1 : name,
                         .base_name = t->adapter.base_name,
                         .base_file = file ? file + 1 : t->session.model.path,
                         .r = t->adapter.r,

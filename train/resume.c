@@ -32,9 +32,16 @@ int trainer_save(struct trainer *t, bool resumable, struct error *err) {
 
 // Without what changes no number of the result: where it is written, on how many threads, what is shown meanwhile.
 static void drop_indifferent(struct text *config) {
-    static const char *const keys[] = {
-        "threads:",      "device:", "output_dir:", "resume_from_checkpoint:", "auto_resume_from_checkpoints:",
-        "logging_steps:"};
+    static const char *const keys[] = {"threads:",
+                                       "device:",
+                                       "output_dir:",
+                                       "resume_from_checkpoint:",
+                                       "auto_resume_from_checkpoints:",
+                                       "logging_steps:",
+                                       "use_tensorboard:",
+                                       "save",
+                                       "generat",
+                                       "num_generation"};
     struct text kept = {0};
     for (const char *line = text_str(config), *end; *line; line = end) {
         bool drop = false;
@@ -141,10 +148,64 @@ static int has_state(const char *folder, struct error *err) {
                      folder);
 }
 
+static int check_step(const struct trainer *t, const char *folder, struct error *err) {
+    int64_t step;
+    if (checkpoint_verify(folder, &step, err)) return -1;
+    if (step != t->state.step) {
+        return error_set(err, STATUS_INTEGRITY, "%s: state.json says step %lld, manifest.json %lld", folder,
+                         (long long)t->state.step, (long long)step);
+    }
+    if (step <= t->total_steps) return 0;
+    return error_set(err, STATUS_CONFIG, "%s: %lld steps are done already, the configuration asks for %lld", folder,
+                     (long long)step, (long long)t->total_steps);
+}
+
+// The files of one folder into another one that does not exist yet, whole or absent.
+static int copy_folder(const char *from, const char *to, struct error *err) {
+    struct pool pool = {0};
+    char **names = NULL;
+    size_t count = 0;
+    const char *making = pool_printf(&pool, "%s.copy", to);
+    int failed =
+        making ? file_remove_tree(making, err) || file_make_folders(making, err) || file_list(from, &names, &count, err)
+               : error_memory(err, "a path", strlen(to));
+    for (size_t i = 0; i < count && !failed; i++) {
+        struct text bytes = {0};
+        const char *source = pool_printf(&pool, "%s/%s", from, names[i]);
+        const char *target = pool_printf(&pool, "%s/%s", making, names[i]);
+        failed = !source || !target ? error_memory(err, "a path", strlen(from))
+                                    : file_read(source, (size_t)1 << 40, &bytes, err) ||
+                                          file_replace(target, bytes.data, bytes.length, err);
+        text_free(&bytes);
+    }
+    if (!failed) failed = file_rename(making, to, err);
+    file_list_free(names, count);
+    pool_free(&pool);
+    return failed ? -1 : 0;
+}
+
+// The best checkpoint of the run that is gone on with comes along when load_best_model_at_end will want it.
+static int take_best(struct trainer *t, const char *folder, struct error *err) {
+    int64_t best = t->state.best_step, step;
+    if (!t->config->load_best_model_at_end || best < 1 || output_holds(t->config->output_dir, folder)) return 0;
+    struct pool pool = {0};
+    const char *from = pool_printf(&pool, "%s/../step-%06lld", folder, (long long)best);
+    const char *to = pool_printf(&pool, "%s/checkpoints/step-%06lld", t->config->output_dir, (long long)best);
+    int failed = from && to ? 0 : error_memory(err, "a path", strlen(folder));
+    if (!failed && checkpoint_verify(from, &step, NULL)) {
+        runlog_say(&t->log, "the best checkpoint so far, step %lld, is not beside %s: the best is looked for from here",
+                   (long long)best, folder);
+        t->state.best_step = -1, t->state.evals_without_gain = 0;
+    } else if (!failed) {
+        failed = copy_folder(from, to, err);
+    }
+    pool_free(&pool);
+    return failed;
+}
+
 // A checkpoint of another run's folder brings the beginning of that run's log along.
 static int take_log(struct trainer *t, const char *folder, struct error *err) {
-    size_t own = strlen(t->config->output_dir);
-    if (strncmp(folder, t->config->output_dir, own) == 0 && folder[own] == '/') return 0;
+    if (output_holds(t->config->output_dir, folder)) return 0;
     struct pool pool = {0};
     struct text log = {0};
     const char *from = pool_printf(&pool, "%s/../../log.jsonl", folder);
@@ -168,8 +229,8 @@ int trainer_resume(struct trainer *t, struct error *err) {
         return 0;
     }
     int failed = has_state(folder, err) || read_adapter(t, folder, err) ||
-                 state_read(folder, &t->state, &t->lora, err) || compare_state(t, &now, folder, err) ||
-                 take_log(t, folder, err);
+                 state_read(folder, &t->state, &t->lora, err) || check_step(t, folder, err) ||
+                 compare_state(t, &now, folder, err) || take_log(t, folder, err) || take_best(t, folder, err);
     if (!failed) {
         t->checkpoint_step = t->config->resume_from_checkpoint ? -1 : t->state.step;
         memcpy(t->state.config_sha256, now.config_sha256, sizeof now.config_sha256);

@@ -3,6 +3,8 @@
 
 #include "data/json.h"
 
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 // What a run leaves behind; nothing else in the folder is ever touched.
@@ -16,7 +18,7 @@ static const char *const run_files[] = {"run.json",
                                         "adapter_config.json",
                                         "adapter_model.safetensors"};
 
-static int remove_run(const char *folder, struct error *err) {
+int output_clear(const char *folder, struct error *err) {
     for (size_t i = 0; i < COUNT_OF(run_files); i++) {
         char *path = path_join(folder, run_files[i]);
         int failed = path ? file_remove(path, err) : error_memory(err, "a path", strlen(folder));
@@ -57,7 +59,14 @@ bool output_finished(const char *folder) {
     return finished;
 }
 
-int output_prepare(const char *folder, bool resume, bool overwrite, struct file_lock *lock, struct error *err) {
+bool output_holds(const char *folder, const char *path) {
+    char outer[PATH_MAX], inner[PATH_MAX];
+    if (!realpath(folder, outer) || !realpath(path, inner)) return false;
+    size_t length = strlen(outer);
+    return strncmp(inner, outer, length) == 0 && inner[length] == '/';
+}
+
+int output_prepare(const char *folder, bool may_hold, struct file_lock *lock, struct error *err) {
     if (file_make_folders(folder, err)) {
         if (err && err->code == STATUS_IO) err->code = STATUS_CANTCREATE;
         return -1;
@@ -67,9 +76,7 @@ int output_prepare(const char *folder, bool resume, bool overwrite, struct file_
     int failed = file_lock(path, lock, err);
     mem_free(path);
     if (failed) return -1;
-    if (overwrite)
-        failed = remove_run(folder, err);
-    else if (!resume && holds_run(folder)) {
+    if (!may_hold && holds_run(folder)) {
         failed =
             error_set(err, STATUS_CANTCREATE,
                       "%s: holds a run already; go on with it by --resume, replace it by --overwrite, or set another "

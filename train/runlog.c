@@ -16,7 +16,17 @@ int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, bool e
     if (!out->path) return error_memory(err, "the log's path", strlen(run));
     if (events && tensorboard_open(run, first_step, &out->board, err)) return -1;
     if (keep_bytes == 0) return file_remove(out->path, err);
-    return file_truncate(out->path, keep_bytes, err); // lines after the checkpoint are written again
+    struct text log = {0};
+    if (file_exists(out->path) && file_read(out->path, (size_t)1 << 40, &log, err)) return -1;
+    size_t whole = log.length < keep_bytes ? log.length : (size_t)keep_bytes;
+    if (whole < keep_bytes) { // lost with the power, or removed: what is left of it up to the last whole line
+        while (whole > 0 && log.data[whole - 1] != '\n') whole--;
+        runlog_say(out, "log.jsonl holds %zu of %llu bytes of the steps before %lld; the rest of them is lost", whole,
+                   (unsigned long long)keep_bytes, (long long)first_step);
+    }
+    text_free(&log);
+    out->bytes = whole;
+    return whole ? file_truncate(out->path, whole, err) : file_remove(out->path, err); // later lines come again
 }
 
 void runlog_close(struct runlog *log) {

@@ -49,10 +49,23 @@ static int64_t logging_interval(const struct trainer *t) {
 
 // --- one step
 
+// Micro-batches of an epoch. Packing plans the whole epoch for that, so every answer is kept.
+static int64_t micro_batches(struct trainer *t, int64_t epoch, struct error *err) {
+    while (t->n_epochs_counted <= epoch) {
+        int64_t count = loader_count(t->loader, t->n_epochs_counted, err), *grown;
+        if (count < 0) return -1;
+        grown = mem_resize(t->epoch_counts, (size_t)(t->n_epochs_counted + 1) * sizeof *grown);
+        if (!grown) return error_memory(err, "the epochs", sizeof *grown);
+        t->epoch_counts = grown;
+        t->epoch_counts[t->n_epochs_counted++] = count;
+    }
+    return t->epoch_counts[epoch];
+}
+
 static int locate(struct trainer *t, int64_t number, struct trainer_step *out, struct error *err) {
     int64_t accumulate = t->config->gradient_accumulation_steps, step = number;
     for (int64_t epoch = 0;; epoch++) {
-        int64_t micro = loader_count(t->loader, epoch, err);
+        int64_t micro = micro_batches(t, epoch, err);
         if (micro < 0) return -1;
         int64_t steps = (micro + accumulate - 1) / accumulate;
         if (step >= steps) {
@@ -130,7 +143,10 @@ static int stop(struct trainer *t, struct error *err) {
 // The hook of evaluations and generations.
 static int between_pieces(void *context, int64_t done, int64_t total, struct error *err) {
     (void)done, (void)total;
-    return stop_requested ? stop(context, err) : 0;
+    const struct trainer *t = context;
+    // Nothing could resume the closing phase of a run without the optimiser's state: it takes seconds and is finished.
+    if (!stop_requested || (t->finishing && t->config->save_only_model)) return 0;
+    return stop(context, err);
 }
 
 static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
@@ -231,8 +247,11 @@ static void announce(struct trainer *t) {
 }
 
 static int start(struct trainer *t, struct error *err) {
-    if (output_prepare(t->config->output_dir, t->options.resume, t->options.overwrite, &t->lock, err)) return -1;
+    const char *folder = t->config->output_dir, *named = t->config->resume_from_checkpoint;
+    bool may_hold = t->options.overwrite || t->options.go_on || (named && output_holds(folder, named));
+    if (output_prepare(folder, may_hold, &t->lock, err)) return -1;
     if (trainer_start_device(t, err)) return -1;
+    if (t->options.overwrite && output_clear(folder, err)) return -1; // only now that the new run can start
     trainer_set_hashes(t);
     t->evaluator.between = t->probe.between = t->session.generator.between = between_pieces;
     t->evaluator.context = t->probe.context = t->session.generator.context = t;
@@ -248,13 +267,16 @@ static int start(struct trainer *t, struct error *err) {
 static int catch_up(struct trainer *t, bool *done, struct error *err) {
     struct trainer_step last;
     if (locate(t, t->state.step - 1, &last, err) || between_steps(t, last.epoch_end, done, err)) return -1;
-    *done |= out_of_patience(t);
+    if (!*done) *done = out_of_patience(t);
     return 0;
 }
 
 int trainer_run(struct trainer *t, struct error *err) {
     bool epoch_end = false, done = false;
-    if (start(t, err)) return -1;
+    if (start(t, err)) {
+        if (err && err->code == STATUS_STOPPED) trainer_write_manifest(t, "stopped", NULL);
+        return -1;
+    }
     int failed = t->state.step > 0 ? catch_up(t, &done, err) : 0;
     while (t->state.step < t->total_steps && !done && !failed) {
         failed = one_step(t, &epoch_end, err) || between_steps(t, epoch_end, &done, err);

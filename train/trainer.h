@@ -31,6 +31,8 @@ struct trainer {
     bool evaluates, generates, checkpoints_layers;
     struct schedule schedule;
     int64_t total_steps, steps_per_epoch;
+    int64_t *epoch_counts; // (n_epochs_counted) micro-batches
+    int64_t n_epochs_counted;
     struct train_state state;
     struct runlog log;
     struct file_lock lock;
@@ -89,6 +91,10 @@ int trainer_finish(struct trainer *trainer, struct error *err);
 int trainer_write_manifest(const struct trainer *trainer, const char *status, struct error *err);
 
 // --- run_folder.c
-// Makes the folder, takes its lock, and refuses one that holds a run already (73) unless resuming or overwriting.
-int output_prepare(const char *folder, bool resume, bool overwrite, struct file_lock *lock, struct error *err);
+// Makes the folder, takes its lock, and refuses one that holds a run already (73) unless `may_hold`.
+int output_prepare(const char *folder, bool may_hold, struct file_lock *lock, struct error *err);
+// Removes what a run left there, and nothing else.
+int output_clear(const char *folder, struct error *err);
+// Does `path` lie in `folder`, whatever way the two are spelled?
+bool output_holds(const char *folder, const char *path);
 bool output_finished(const char *folder); // run.json says the run ended
