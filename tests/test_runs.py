@@ -490,6 +490,17 @@ def check_sees_what_train_refuses():
         check(r.returncode == 65 and "train-validation-overlap" in r.stdout + r.stderr, f"{command}: {r.returncode} {r.stderr[-300:]}")
 
 
+@case
+def chat_finds_the_base_of_an_adapter():
+    t = tiny("chat-base")
+    out = train(t, "max_steps=4")
+    said = [graft("chat", *base, "--adapter", out, "--prompt", "hi", "--max-tokens", "8") for base in ((), ("--base", f"{t}/tiny.gguf"))]
+    check(said[0].returncode == 0 and said[0].stdout == said[1].stdout, said[0].stderr[-300:])
+    os.remove(f"{out}/run.json")
+    expect(64, "which base", args=["chat", "--adapter", out, "--prompt", "hi"])
+    expect(64, "which base", args=["chat", "--prompt", "hi"])
+
+
 if __name__ == "__main__":
     program.cases[:] = cases
     sys.exit(program.main())

@@ -1,6 +1,7 @@
 // graft chat: one base and several adapters in memory, swapped while it runs.
 #include "adapters/lora.h"
 #include "data/utf8.h"
+#include "train/adapter_base.h"
 #include "train/command.h"
 #include "train/evaluate.h"
 
@@ -82,15 +83,18 @@ static int add_name(struct chat *c, const char *argument, struct error *err) {
 static int open_all(struct chat *c, const struct option *options, struct error *err) {
     const struct option *adapters = &options[1];
     double threads = 0;
-    if (!option_value(options, "--base"))
-        return error_set(err, STATUS_USAGE, "which base? graft chat --base MODEL.gguf [--adapter A ...]");
     if (option_number(options, "--threads", 1, 1024, &threads, err)) return -1;
-    struct session_options so = {.base = option_value(options, "--base"), .dtype = DTYPE_F32, .threads = (int)threads};
+    struct session_options so = {.dtype = DTYPE_F32, .threads = (int)threads};
     if (adapters->n_values > DECODER_MAX_ADAPTERS)
         return error_set(err, STATUS_USAGE, "at most %d adapters at a time", DECODER_MAX_ADAPTERS);
     for (int i = 0; i < adapters->n_values; i++) {
         if (add_name(c, adapters->values[i], err)) return -1;
     }
+    struct adapter_base base = {.path = option_value(options, "--base")};
+    if (!base.path && c->n_adapters == 0)
+        return error_set(err, STATUS_USAGE, "which base? graft chat --base MODEL.gguf [--adapter A ...]");
+    if (!base.path && adapter_base_find(c->paths[0], NULL, "give --base MODEL.gguf", &c->pool, &base, err)) return -1;
+    so.base = base.path;
     if (session_open(&so, &c->session, err)) return -1;
     c->template = session_chat(&c->session, NULL, err);
     if (!c->template) return -1;

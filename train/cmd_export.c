@@ -2,6 +2,7 @@
 #include "adapters/lora.h"
 #include "adapters/merge.h"
 #include "data/json.h"
+#include "train/adapter_base.h"
 #include "train/command.h"
 #include "train/evaluate.h"
 #include "train/progress.h"
@@ -9,32 +10,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-struct base {
-    const char *path;
-    const char *header_sha256; // hexadecimal, as the trainer saw it; NULL when run.json does not tell
-    enum dtype dtype;          // the arithmetic of the run, fp32 when run.json does not tell
-};
-
-// The base of an adapter: --base, else what run.json beside it says.
-static int find_base(const char *adapter, const char *given, struct pool *pool, struct base *base, struct error *err) {
-    *base = (struct base){.path = given, .dtype = DTYPE_F32};
-    char *path = path_join(adapter, "run.json");
-    struct json_document d;
-    if (path && file_exists(path) && !json_load(path, 16 << 20, NULL, &d, NULL)) {
-        const struct json *said = json_get(d.root, "base");
-        const char *named = json_string(json_get(said, "path"), NULL);
-        const char *hash = json_string(json_get(said, "header_sha256"), NULL);
-        if (named && !given) base->path = pool_strdup(pool, named);
-        if (hash) base->header_sha256 = pool_strdup(pool, hash);
-        const char *arithmetic = json_string(json_get(d.root, "arithmetic"), NULL);
-        if (arithmetic && strcmp(arithmetic, "bf16") == 0) base->dtype = DTYPE_BF16;
-        json_free(&d);
-    }
-    mem_free(path);
-    if (base->path) return 0;
-    return error_set(err, STATUS_USAGE, "%s: which base was it trained on? give --base MODEL.gguf", adapter);
-}
 
 static const char *default_name(const char *to) {
     if (strcmp(to, "gguf") == 0) return "adapter.gguf";
@@ -70,13 +45,14 @@ int command_export(int argc, char **argv, struct error *err) {
         return error_set(err, STATUS_USAGE, "--to %s: peft, gguf, mlx and merged are known", to);
     }
     struct pool pool = {0};
-    struct base base;
+    struct adapter_base base;
     struct model model = {0};
     struct adapter adapter = {0};
     const char *out = option_value(options, "--out");
     if (!out) out = file_is_folder(argv[0]) ? pool_printf(&pool, "%s/%s", argv[0], default_name(to)) : default_name(to);
-    int failed = !out ? error_memory(err, "a path", strlen(argv[0]))
-                      : find_base(argv[0], option_value(options, "--base"), &pool, &base, err);
+    int failed =
+        !out ? error_memory(err, "a path", strlen(argv[0]))
+             : adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf", &pool, &base, err);
     failed = failed || model_open(base.path, &model, err) || adapter_read(argv[0], &model, &adapter, err) ||
              export_to(to, type ? type : "f16", &adapter, out, err);
     if (!failed) printf("%s\n", out);
@@ -171,7 +147,7 @@ static int compare(struct session *s, const struct probe *p, const char *form, c
                    struct difference *out, struct error *err);
 
 // Another base gives other numbers whatever the adapter's files hold.
-static int check_base(const struct base *base, const char *adapter, struct error *err) {
+static int check_base(const struct adapter_base *base, const char *adapter, struct error *err) {
     struct model model;
     char hex[2 * SHA256_BYTES + 1];
     if (!base->header_sha256) return 0;
@@ -198,7 +174,7 @@ static int check_ids(const struct probe *p, int vocab, struct error *err) {
 }
 
 // One form of the adapter against the probe; 0 with the figures, or an error.
-static int verify_file(const char *path, const char *form, const struct base *base, const struct probe *p,
+static int verify_file(const char *path, const char *form, const struct adapter_base *base, const struct probe *p,
                        struct difference *out, struct error *err) {
     struct session s = {0};
     struct adapter adapter = {0};
@@ -270,9 +246,10 @@ int command_verify(int argc, char **argv, struct error *err) {
     struct pool pool = {0};
     struct probe probe = {0};
     struct text out = {0};
-    struct base base = {0};
+    struct adapter_base base = {0};
     const char *probe_path = pool_printf(&pool, "%s/probe.jsonl", argv[0]);
-    int failed = probe_path ? find_base(argv[0], option_value(options, "--base"), &pool, &base, err)
+    int failed = probe_path ? adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf",
+                                                &pool, &base, err)
                             : error_memory(err, "a path", 64);
     if (!failed && !file_exists(probe_path)) {
         failed = error_set(err, STATUS_NOINPUT,

@@ -28,7 +28,7 @@ const struct command command_table[] = {
      "  --rows N      generate answers to the first N rows only\n"
      "  --json        one JSON object\n"},
     {"chat", "", "generate with a base and adapters, swapping while it runs", command_chat,
-     "  --base B          GGUF file\n"
+     "  --base B          GGUF file; without it, the base that run.json beside the first adapter names\n"
      "  --adapter A       PATH or NAME=PATH (the name is else the last part of the path); may be given several times\n"
      "  --prompt TEXT     answer this and leave; without it every line of standard input is one turn\n"
      "  --system TEXT     system message\n"

@@ -50,6 +50,6 @@ $minutes minutes. In $out:
   adapter.gguf                                     llama.cpp, Ollama
   report.html                                      curves, memory, settings
   README.md                                        model card
-Try it:    $graft chat --base cache/SmolLM2-135M-Instruct.Q4_1.gguf --adapter $out
+Try it:    $graft chat --adapter $out
 Serve it:  llama-server -m cache/SmolLM2-135M-Instruct.Q4_1.gguf --lora $out/adapter.gguf
 T
