@@ -84,7 +84,7 @@ quickstart: base
 config-docs: $(BUILD)/graft
 	@$(BUILD)/graft help --markdown > docs/config.md
 format:
-	@git ls-files '*.c' '*.h' | xargs clang-format -i
+	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format -i
 install: $(BUILD)/graft
 	@install -D $(BUILD)/graft $(DESTDIR)$(PREFIX)/bin/graft && echo $(DESTDIR)$(PREFIX)/bin/graft
 clean:

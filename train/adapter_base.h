@@ -10,6 +10,7 @@ struct adapter_base {
     enum dtype dtype;          // the arithmetic of the run, fp32 when run.json does not tell
 };
 
-// `given` (an option's value, NULL = none) wins over what run.json says; neither: 64 with `hint`. Strings live in `pool`.
+// `given` (an option's value, NULL = none) wins over what run.json says; neither: 64 with `hint`. Strings live in
+// `pool`.
 int adapter_base_find(const char *adapter, const char *given, const char *hint, struct pool *pool,
                       struct adapter_base *out, struct error *err);
