@@ -16,7 +16,9 @@ struct loader {
     int n_sizes;
     int32_t max_seqs;
     struct epoch_plan plans[CACHED_EPOCHS];
-    int newest;                     // of plans
+    int newest;      // of plans
+    int64_t *counts; // (n_counts) micro-batches of epochs 0, 1, ..., kept: a plan costs a pass over all rows
+    int64_t n_counts;
     double tokens, rows;            // of all epochs planned so far
     const struct sample **borrowed; // (max_seqs) of the micro-batch under way
 };
@@ -215,6 +217,7 @@ void loader_close(struct loader *l) {
     for (int i = 0; i < CACHED_EPOCHS; i++) epoch_plan_free(&l->plans[i]);
     mem_free(l->in_use);
     mem_free(l->borrowed);
+    mem_free(l->counts);
     mem_free(l);
 }
 
@@ -246,8 +249,16 @@ static const struct epoch_plan *plan_with(struct loader *l, int64_t epoch, int64
 }
 
 int64_t loader_count(struct loader *l, int64_t epoch, struct error *err) {
-    const struct epoch_plan *plan = plan_of(l, epoch, err);
-    return plan ? plan->count : -1;
+    if (epoch < 0) return error_set(err, STATUS_INTERNAL, "epoch %lld", (long long)epoch);
+    while (l->n_counts <= epoch) {
+        const struct epoch_plan *plan = plan_of(l, l->n_counts, err);
+        int64_t *grown = plan ? mem_resize(l->counts, (size_t)(l->n_counts + 1) * sizeof *grown) : NULL;
+        if (!plan) return -1;
+        if (!grown) return error_memory(err, "the epochs", sizeof *grown);
+        l->counts = grown;
+        l->counts[l->n_counts++] = plan->count;
+    }
+    return l->counts[epoch];
 }
 
 int loader_batch(struct loader *l, int64_t epoch, int64_t index, struct batch *out, struct error *err) {

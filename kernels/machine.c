@@ -96,3 +96,28 @@ struct machine_memory machine_memory(void) {
     if (limit > 0 && limit < 0x1p62) memory.limit = (uint64_t)limit; // version 1 writes "none" as nearly 2^63
     return memory;
 }
+
+uint64_t memory_held(void) {
+    struct text status;
+    if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
+    uint64_t bytes = line_bytes(text_str(&status), "RssAnon:") + line_bytes(text_str(&status), "RssShmem:");
+    text_free(&status);
+    return bytes;
+}
+
+uint64_t memory_peak(void) {
+    struct text status;
+    if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
+    uint64_t bytes = line_bytes(text_str(&status), "VmHWM:");
+    text_free(&status);
+    return bytes;
+}
+
+uint64_t memory_available(void) {
+    const char *forced = getenv("GRAFT_MEMORY");
+    if (forced) return strtoull(forced, NULL, 10) << 20;
+    struct machine_memory memory = machine_memory();
+    uint64_t bytes = memory.available ? memory.available : UINT64_MAX, held = memory_held();
+    uint64_t granted = !memory.limit ? UINT64_MAX : memory.limit > held ? memory.limit - held : 0;
+    return granted < bytes ? granted : bytes;
+}

@@ -16,3 +16,9 @@ struct machine_memory {
     uint64_t limit;            // the strictest of our control groups, 0 = none
 };
 struct machine_memory machine_memory(void);
+
+// Bytes of anonymous memory this process holds now (RssAnon + RssShmem), 0 when unknown.
+uint64_t memory_held(void);
+// What this process may still take: free memory of the machine or what its cgroup grants. GRAFT_MEMORY=MiB forces it.
+uint64_t memory_available(void);
+uint64_t memory_peak(void); // highest resident size so far, file pages included

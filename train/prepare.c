@@ -306,7 +306,6 @@ int trainer_start_device(struct trainer *t, struct error *err) {
 }
 
 void trainer_close(struct trainer *t) {
-    mem_free(t->epoch_counts);
     step_close(&t->engine);
     evaluator_close(&t->evaluator);
     evaluator_close(&t->probe);

@@ -95,18 +95,17 @@ static int compare_state(struct trainer *t, const struct train_state *now, const
 }
 
 // The named checkpoint, or the newest one of the output folder; --resume goes on with what is there before it begins at
-// a named one again. NULL and 0 when there is none. Freed by the caller.
-static int choose(struct trainer *t, char **folder, struct error *err) {
+// a named one again. NULL and 0 when there is none. It was verified. Freed by the caller.
+static int choose(struct trainer *t, char **folder, int64_t *step, struct error *err) {
     struct text notes = {0};
-    int64_t step;
     const char *named = t->config->resume_from_checkpoint;
     int failed = 0;
     *folder = NULL;
-    if (!named || t->options.go_on) failed = checkpoint_newest(t->config->output_dir, NULL, folder, &step, &notes, err);
+    if (!named || t->options.go_on) failed = checkpoint_newest(t->config->output_dir, NULL, folder, step, &notes, err);
     if (notes.length) runlog_say(&t->log, "%s", text_str(&notes));
     text_free(&notes);
     if (failed || *folder || !named) return failed;
-    if (checkpoint_verify(named, &step, err)) return -1;
+    if (checkpoint_verify(named, step, err)) return -1;
     *folder = mem_strdup(named);
     return *folder ? 0 : error_memory(err, "a path", strlen(named));
 }
@@ -148,9 +147,8 @@ static int has_state(const char *folder, struct error *err) {
                      folder);
 }
 
-static int check_step(const struct trainer *t, const char *folder, struct error *err) {
-    int64_t step;
-    if (checkpoint_verify(folder, &step, err)) return -1;
+// `step` is what the manifest says.
+static int check_step(const struct trainer *t, const char *folder, int64_t step, struct error *err) {
     if (step != t->state.step) {
         return error_set(err, STATUS_INTEGRITY, "%s: state.json says step %lld, manifest.json %lld", folder,
                          (long long)t->state.step, (long long)step);
@@ -223,13 +221,14 @@ static int take_log(struct trainer *t, const char *folder, struct error *err) {
 int trainer_resume(struct trainer *t, struct error *err) {
     struct train_state now = t->state;
     char *folder;
-    if (choose(t, &folder, err)) return -1;
+    int64_t step = 0;
+    if (choose(t, &folder, &step, err)) return -1;
     if (!folder) {
         runlog_say(&t->log, "no checkpoint in %s: starting from the beginning", t->config->output_dir);
         return 0;
     }
     int failed = has_state(folder, err) || read_adapter(t, folder, err) ||
-                 state_read(folder, &t->state, &t->lora, err) || check_step(t, folder, err) ||
+                 state_read(folder, &t->state, &t->lora, err) || check_step(t, folder, step, err) ||
                  compare_state(t, &now, folder, err) || take_log(t, folder, err) || take_best(t, folder, err);
     if (!failed) {
         t->checkpoint_step = t->config->resume_from_checkpoint ? -1 : t->state.step;

@@ -16,17 +16,19 @@ int runlog_open(const char *run, uint64_t keep_bytes, int64_t first_step, bool e
     if (!out->path) return error_memory(err, "the log's path", strlen(run));
     if (events && tensorboard_open(run, first_step, &out->board, err)) return -1;
     if (keep_bytes == 0) return file_remove(out->path, err);
+    uint64_t size = 0;
+    if (file_exists(out->path) && file_size(out->path, &size, err)) return -1;
+    if (size >= keep_bytes) return file_truncate(out->path, keep_bytes, err); // later lines come again
+    // Lost with the power, or removed: what is left of it up to the last whole line.
     struct text log = {0};
-    if (file_exists(out->path) && file_read(out->path, (size_t)1 << 40, &log, err)) return -1;
-    size_t whole = log.length < keep_bytes ? log.length : (size_t)keep_bytes;
-    if (whole < keep_bytes) { // lost with the power, or removed: what is left of it up to the last whole line
-        while (whole > 0 && log.data[whole - 1] != '\n') whole--;
-        runlog_say(out, "log.jsonl holds %zu of %llu bytes of the steps before %lld; the rest of them is lost", whole,
-                   (unsigned long long)keep_bytes, (long long)first_step);
-    }
+    if (size > 0 && file_read(out->path, (size_t)keep_bytes, &log, err)) return -1;
+    size_t whole = log.length;
+    while (whole > 0 && log.data[whole - 1] != '\n') whole--;
     text_free(&log);
+    runlog_say(out, "log.jsonl holds %zu of %llu bytes of the steps before %lld; the rest of them is lost", whole,
+               (unsigned long long)keep_bytes, (long long)first_step);
     out->bytes = whole;
-    return whole ? file_truncate(out->path, whole, err) : file_remove(out->path, err); // later lines come again
+    return whole ? file_truncate(out->path, whole, err) : file_remove(out->path, err);
 }
 
 void runlog_close(struct runlog *log) {

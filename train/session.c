@@ -1,8 +1,6 @@
 // See session.h.
 #include "train/session.h"
 
-#include "kernels/machine.h"
-
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,37 +87,6 @@ void session_close(struct session *s) {
     tokenizer_close(s->tokenizer);
     model_close(&s->model);
     *s = (struct session){0};
-}
-
-// One line "NAME:   123 kB" of /proc/self/status in bytes.
-static uint64_t status_bytes(const char *text, const char *name) {
-    const char *line = strstr(text, name);
-    return line ? strtoull(line + strlen(name), NULL, 10) * 1024 : 0;
-}
-
-uint64_t memory_held(void) {
-    struct text status;
-    if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
-    uint64_t bytes = status_bytes(text_str(&status), "RssAnon:") + status_bytes(text_str(&status), "RssShmem:");
-    text_free(&status);
-    return bytes;
-}
-
-uint64_t memory_peak(void) {
-    struct text status;
-    if (file_read("/proc/self/status", 65536, &status, NULL)) return 0;
-    uint64_t bytes = status_bytes(text_str(&status), "VmHWM:");
-    text_free(&status);
-    return bytes;
-}
-
-uint64_t memory_available(void) {
-    const char *forced = getenv("GRAFT_MEMORY");
-    if (forced) return strtoull(forced, NULL, 10) << 20;
-    struct machine_memory memory = machine_memory();
-    uint64_t bytes = memory.available ? memory.available : UINT64_MAX, held = memory_held();
-    uint64_t granted = !memory.limit ? UINT64_MAX : memory.limit > held ? memory.limit - held : 0;
-    return granted < bytes ? granted : bytes;
 }
 
 static struct dataset_options data_options(const struct session *s, const struct run_config *config,

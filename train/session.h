@@ -4,6 +4,7 @@
 
 #include "configs/run_config.h"
 #include "data/batch.h"
+#include "kernels/machine.h"
 #include "model/generate.h"
 
 enum { SESSION_MAX_CHATS = 4 }; // tokenizer_default and the named ones of chat_template_open
@@ -49,12 +50,6 @@ void session_forget(struct session *session);
 // caller before and after, in the same order.
 int session_start(struct session *session, struct error *err);
 void session_close(struct session *session); // zeroed struct is a no-op
-
-// Bytes of anonymous memory this process holds now (RssAnon + RssShmem), 0 when unknown.
-uint64_t memory_held(void);
-// What this process may still take: free memory of the machine or what its cgroup grants. GRAFT_MEMORY=MiB forces it.
-uint64_t memory_available(void);
-uint64_t memory_peak(void); // highest resident size so far, file pages included
 
 // --- datasets of a config
 int session_read_data(struct session *session, const struct run_config *config, const struct config_datasets *sets,

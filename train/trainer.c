@@ -49,23 +49,10 @@ static int64_t logging_interval(const struct trainer *t) {
 
 // --- one step
 
-// Micro-batches of an epoch. Packing plans the whole epoch for that, so every answer is kept.
-static int64_t micro_batches(struct trainer *t, int64_t epoch, struct error *err) {
-    while (t->n_epochs_counted <= epoch) {
-        int64_t count = loader_count(t->loader, t->n_epochs_counted, err), *grown;
-        if (count < 0) return -1;
-        grown = mem_resize(t->epoch_counts, (size_t)(t->n_epochs_counted + 1) * sizeof *grown);
-        if (!grown) return error_memory(err, "the epochs", sizeof *grown);
-        t->epoch_counts = grown;
-        t->epoch_counts[t->n_epochs_counted++] = count;
-    }
-    return t->epoch_counts[epoch];
-}
-
 static int locate(struct trainer *t, int64_t number, struct trainer_step *out, struct error *err) {
     int64_t accumulate = t->config->gradient_accumulation_steps, step = number;
     for (int64_t epoch = 0;; epoch++) {
-        int64_t micro = micro_batches(t, epoch, err);
+        int64_t micro = loader_count(t->loader, epoch, err);
         if (micro < 0) return -1;
         int64_t steps = (micro + accumulate - 1) / accumulate;
         if (step >= steps) {

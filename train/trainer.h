@@ -31,8 +31,6 @@ struct trainer {
     bool evaluates, generates, checkpoints_layers;
     struct schedule schedule;
     int64_t total_steps, steps_per_epoch;
-    int64_t *epoch_counts; // (n_epochs_counted) micro-batches
-    int64_t n_epochs_counted;
     struct train_state state;
     struct runlog log;
     struct file_lock lock;
