@@ -17,7 +17,7 @@ struct merged { // one adapted linear
 static void merge_row(const struct merged *merged, int64_t row, float *out) {
     const struct adapter_module *m = merged->m;
     const struct weight *w = m->module->w;
-    w->format->decode(w->data + (size_t)row * quant_row_bytes(w->format, w->cols), out, w->cols);
+    weight_decode(w, row, 0, w->cols, out);
     for (int k = 0; k < m->r; k++) {
         float factor = merged->scale * m->b[row * m->r + k];
         const float *a = m->a + (int64_t)k * w->cols;

@@ -339,17 +339,27 @@ static void q8_0_encode(const float *values, uint8_t *out, int64_t count) {
 // Error bounds are in units of the largest magnitude of the block: half a step of the code, or a whole one where the
 // code range is one short on the side away from the extreme (Q4_0, Q5_0), plus 2^-11 for each stored scale and minimum.
 // They hold while scale and minimum are normal binary16 numbers (2^-14 <= d < 65520).
+#define BLOCKS(quant, type, elements, bytes, decoder, encoder, bound)                                                  \
+    [QUANT_##quant] = {.id = QUANT_##quant,                                                                            \
+                       .name = #quant,                                                                                 \
+                       .ggml_type = type,                                                                              \
+                       .block = elements,                                                                              \
+                       .block_bytes = bytes,                                                                           \
+                       .bits = 8.0 * (bytes) / (elements),                                                             \
+                       .decode = decoder,                                                                              \
+                       .encode = encoder,                                                                              \
+                       .error_bound = bound}
 static const struct quant_format formats[QUANT_COUNT] = {
-    {QUANT_F32, "F32", 0, 1, 4, 32.0, f32_decode, f32_encode, 0.0},
-    {QUANT_F16, "F16", 1, 1, 2, 16.0, f16_decode, f16_encode, 0x1p-11},
-    {QUANT_BF16, "BF16", 30, 1, 2, 16.0, bf16_decode, bf16_encode, 0x1p-8},
-    {QUANT_Q4_0, "Q4_0", 2, 32, 18, 4.5, q4_0_decode, q4_0_encode, 1.0 / 8 + 0x1p-11},
-    {QUANT_Q4_1, "Q4_1", 3, 32, 20, 5.0, q4_1_decode, q4_1_encode, 1.0 / 15 + 3 * 0x1p-11},
-    {QUANT_Q5_0, "Q5_0", 6, 32, 22, 5.5, q5_0_decode, q5_0_encode, 1.0 / 16 + 0x1p-11},
-    {QUANT_Q5_1, "Q5_1", 7, 32, 24, 6.0, q5_1_decode, q5_1_encode, 1.0 / 31 + 3 * 0x1p-11},
-    {QUANT_Q8_0, "Q8_0", 8, 32, 34, 8.5, q8_0_decode, q8_0_encode, 0.5 / 127 + 0x1p-11},
-    {QUANT_Q4_K, "Q4_K", 12, 256, 144, 4.5, q4_k_decode, NULL, 0.0},
-    {QUANT_Q6_K, "Q6_K", 14, 256, 210, 6.5625, q6_k_decode, NULL, 0.0},
+    BLOCKS(F32, 0, 1, 4, f32_decode, f32_encode, 0.0),
+    BLOCKS(F16, 1, 1, 2, f16_decode, f16_encode, 0x1p-11),
+    BLOCKS(BF16, 30, 1, 2, bf16_decode, bf16_encode, 0x1p-8),
+    BLOCKS(Q4_0, 2, 32, 18, q4_0_decode, q4_0_encode, 1.0 / 8 + 0x1p-11),
+    BLOCKS(Q4_1, 3, 32, 20, q4_1_decode, q4_1_encode, 1.0 / 15 + 3 * 0x1p-11),
+    BLOCKS(Q5_0, 6, 32, 22, q5_0_decode, q5_0_encode, 1.0 / 16 + 0x1p-11),
+    BLOCKS(Q5_1, 7, 32, 24, q5_1_decode, q5_1_encode, 1.0 / 31 + 3 * 0x1p-11),
+    BLOCKS(Q8_0, 8, 32, 34, q8_0_decode, q8_0_encode, 0.5 / 127 + 0x1p-11),
+    BLOCKS(Q4_K, 12, 256, 144, q4_k_decode, NULL, 0.0),
+    BLOCKS(Q6_K, 14, 256, 210, q6_k_decode, NULL, 0.0),
 };
 
 // Every type id that a GGUF file may name; block 0 = never existed or removed.

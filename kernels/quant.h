@@ -20,6 +20,9 @@ enum quant {
     QUANT_COUNT,
 };
 
+struct weight;
+struct weight_tables;
+
 struct quant_format {
     enum quant id;
     const char *name; // "Q4_1", as ggml spells it
@@ -32,6 +35,10 @@ struct quant_format {
     // The inverse, NULL where we do not quantise. Follows ggml's quantize_row_*_ref bit for bit.
     void (*encode)(const float *values, uint8_t *out, int64_t count);
     double error_bound; // largest |decoded - original| / max|original| of a block for encode, 0 when exact
+    // Formats with tables beside their codes (weights.h) have these instead of decode: elements of one stored row, any
+    // range of columns, and the bytes of the codes.
+    void (*decode_at)(const struct weight *w, int64_t stored_row, int64_t col, int64_t count, float *out);
+    size_t (*stored_bytes)(const struct weight_tables *tables);
 };
 
 // The table row; never NULL for a valid id.

@@ -176,7 +176,7 @@ static void check_product(const struct set *set, struct product p) {
     for (int64_t i = 0; i < p.m * ldc; i++) cb[i] = bf16_from_float(c[i]);
     float *old = mem_alloc((size_t)(p.m * ldc) * sizeof *old);
     memcpy(old, c, (size_t)(p.m * ldc) * sizeof *old);
-    struct gemm_source source = {p.format, data, stride, p.n};
+    struct gemm_source source = {.format = p.format, .data = data, .stride = stride, .n = p.n};
     struct gemm_term term = {.x = p.bf16 ? (void *)xb : (void *)x,
                              .x_bf16 = p.bf16,
                              .bf16 = p.bf16,
@@ -237,6 +237,91 @@ TEST(products_of_every_format) {
 }
 TEST(bf16_products_of_every_format) {
     check_formats(true);
+}
+
+// x W^T or dy W for a weight however it is stored; the caller frees.
+static float *weight_product(const struct set *set, const struct gemm_source *source, int64_t m, int64_t n, int64_t k,
+                             bool forward) {
+    float *x = floats(m * k, 9), *c = floats(m * n, 11);
+    struct gemm_term term = {.x = x,
+                             .lanes_are_rows = forward,
+                             .x_row = k,
+                             .x_k = 1,
+                             .k = k,
+                             .row_end = m,
+                             .sources = source,
+                             .n_sources = 1};
+    struct gemm_job job = {.m = m, .n = n, .c = c, .ldc = n, .scale = 1, .n_terms = 1, .terms = &term};
+    struct threads *threads = threads_open(2, NULL);
+    void *workspace = mem_alloc(gemm_workspace_bytes(2));
+    gemm_run(threads, set->gemm, &job, 1, workspace);
+    threads_close(threads);
+    mem_free(workspace), mem_free(x);
+    return c;
+}
+
+// The same numbers whether a weight is read by its fast decoder, element by element, as rows of a larger one, or as
+// columns of a matrix that is stored the other way round.
+static void check_views(const struct set *set, const struct quant_format *f, bool forward) {
+    int64_t cols = f->block == 1 ? 131 : f->block == 32 ? 224 : 512, rows = 101, first = 13, m = 20;
+    int64_t n = forward ? rows : cols, k = forward ? cols : rows;
+    size_t stride = quant_row_bytes(f, cols) + 4;
+    uint8_t *data = packed(f, rows + first, cols, stride, 21, false);
+    struct weight whole = {.format = f, .rows = rows + first, .cols = cols, .data = data, .stride = stride};
+    struct weight view = weight_rows(&whole, first, rows), turned = {.format = f, .rows = rows + first, .cols = cols};
+    struct gemm_source fast = gemm_source_weight(set->gemm, &view, forward), slow = fast;
+    CHECK(fast.weight == NULL);
+    slow.weight = &view;
+    float *want = weight_product(set, &fast, m, n, k, forward), *got = weight_product(set, &slow, m, n, k, forward);
+    CHECK_MSG(memcmp(want, got, (size_t)(m * n) * sizeof *want) == 0, "%s %s: element by element", set->name, f->name);
+    mem_free(got);
+    if (f->block == 1) {
+        uint8_t *other = mem_alloc((size_t)((rows + first) * cols * f->block_bytes));
+        for (int64_t r = 0; r < rows + first; r++) {
+            for (int64_t i = 0; i < cols; i++)
+                memcpy(other + (i * (rows + first) + r) * f->block_bytes,
+                       data + (size_t)r * stride + i * f->block_bytes, (size_t)f->block_bytes);
+        }
+        turned.transposed = true, turned.data = other;
+        struct weight slice = weight_rows(&turned, first, rows);
+        struct gemm_source source = gemm_source_weight(set->gemm, &slice, forward);
+        CHECK(source.transposed && weight_bytes(&turned) == (size_t)((rows + first) * cols * f->block_bytes));
+        got = weight_product(set, &source, m, n, k, forward);
+        CHECK_MSG(memcmp(want, got, (size_t)(m * n) * sizeof *want) == 0, "%s %s: transposed", set->name, f->name);
+        float one[3], same_three[3];
+        weight_decode(&slice, 7, 5, 3, one), weight_decode(&view, 7, 5, 3, same_three);
+        CHECK(memcmp(one, same_three, sizeof one) == 0);
+        mem_free(other), mem_free(got);
+    }
+    mem_free(want), mem_free(data);
+}
+
+TEST(views_of_weights) {
+    struct set set[4];
+    int n = sets(set);
+    for (int i = 0; i < n; i++) {
+        for (int f = 0; f < QUANT_COUNT; f++) {
+            check_views(&set[i], quant_format((enum quant)f), false);
+            check_views(&set[i], quant_format((enum quant)f), true);
+        }
+    }
+}
+
+TEST(weight_decode_any_range) {
+    for (int f = 0; f < QUANT_COUNT; f++) {
+        const struct quant_format *format = quant_format((enum quant)f);
+        int64_t cols = format->block == 1 ? 37 : 2 * format->block;
+        uint8_t *data = packed(format, 3, cols, quant_row_bytes(format, cols), 4, false);
+        float *want = decoded(format, data, quant_row_bytes(format, cols), 3, cols), got[600];
+        struct weight w = {.format = format, .rows = 3, .cols = cols, .data = data};
+        for (int64_t begin = 0; begin < cols; begin += 7) {
+            for (int64_t count = 0; begin + count <= cols; count += 1 + count / 2) {
+                weight_decode(&w, 2, begin, count, got);
+                CHECK(memcmp(got, want + 2 * cols + begin, (size_t)count * sizeof *got) == 0);
+            }
+        }
+        mem_free(data), mem_free(want);
+    }
 }
 
 TEST(tails) { // every number of rows in a tile, of columns in a panel
@@ -338,8 +423,9 @@ static void chain_open(struct chain *c) {
     uint32_t seed = 8;
     for (int i = 0; i < CM * 3; i++) c->keys[i] = next_word(&seed);
     c->bias_values = floats(CN, 12);
-    c->bias = (struct weight){plain, 1, CN, (const uint8_t *)c->bias_values, "bias", 0, 0};
-    c->base = (struct gemm_source){QUANT_Q5_1, c->w, stride, CN};
+    c->bias = (struct weight){
+        .format = plain, .rows = 1, .cols = CN, .data = (const uint8_t *)c->bias_values, .name = "bias"};
+    c->base = (struct gemm_source){.format = QUANT_Q5_1, .data = c->w, .stride = stride, .n = CN};
     int64_t begin = 0;
     for (int i = 0; i < 3; i++) { // the rows of `a` in three sources, none of them a whole number of vectors
         int64_t n = i == 0 ? 11 : i == 1 ? 40 : CN - 51;
@@ -494,5 +580,5 @@ TEST(masked_operands_and_several_jobs) {
 }
 
 TEST_MAIN(CASE(decoders_equal_reference), CASE(products_of_every_format), CASE(bf16_products_of_every_format),
-          CASE(tails), CASE(bf16_flushes_tiny_numbers), CASE(long_chains), CASE(chains_of_terms),
-          CASE(masked_operands_and_several_jobs))
+          CASE(views_of_weights), CASE(weight_decode_any_range), CASE(tails), CASE(bf16_flushes_tiny_numbers),
+          CASE(long_chains), CASE(chains_of_terms), CASE(masked_operands_and_several_jobs))

@@ -93,7 +93,7 @@ static const struct weight *weight_new(struct world *w, enum quant format, int64
     mem_free(values);
     w->packed[w->n_weights] = data;
     struct weight *weight = &w->weights[w->n_weights++];
-    *weight = (struct weight){f, rows, cols, data, "test", 0, 0};
+    *weight = (struct weight){.format = f, .rows = rows, .cols = cols, .data = data, .name = "test"};
     return weight;
 }
 

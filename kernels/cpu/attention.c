@@ -143,7 +143,7 @@ static int job_open(struct job *j, struct cpu_backend *b, const struct op_call *
     const struct weight *sinks = call->p.attention.sinks;
     if (sinks) {
         float *values = (float *)(void *)(j->workspace + j->w.sinks);
-        sinks->format->decode(sinks->data, values, sinks->cols);
+        weight_decode(sinks, 0, 0, sinks->cols, values);
         j->args.sinks = values;
     }
     return 0;

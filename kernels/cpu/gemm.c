@@ -67,13 +67,18 @@ size_t gemm_workspace_bytes(int threads) {
     return (size_t)threads * sizeof(struct scratch);
 }
 
-struct gemm_source gemm_source_weight(const struct weight *w, bool lanes_are_rows) {
-    return (struct gemm_source){w->format->id, w->data, quant_row_bytes(w->format, w->cols),
-                                lanes_are_rows ? w->rows : w->cols};
+struct gemm_source gemm_source_weight(const struct gemm_isa *isa, const struct weight *w, bool lanes_are_rows) {
+    struct gemm_source s = {.format = w->format->id, .n = lanes_are_rows ? w->rows : w->cols};
+    if (w->tables || !isa->decoders[w->format->id].rows)
+        s.weight = w;
+    else
+        s.data = w->data, s.stride = weight_stride(w), s.transposed = w->transposed;
+    return s;
 }
 
 struct gemm_source gemm_source_memory(const void *data, bool bf16, int64_t ld, int64_t n) {
-    return (struct gemm_source){bf16 ? QUANT_BF16 : QUANT_F32, data, (size_t)ld * (bf16 ? 2 : 4), n};
+    return (struct gemm_source){
+        .format = bf16 ? QUANT_BF16 : QUANT_F32, .data = data, .stride = (size_t)ld * (bf16 ? 2 : 4), .n = n};
 }
 
 // --- cutting
@@ -114,8 +119,8 @@ static struct cut cut_job(const struct gemm_job *job, int threads, int64_t first
 
 static bool in_place(const struct gemm_job *job, const struct gemm_term *t, int64_t columns) {
     return !t->lanes_are_rows && t->sources->format == QUANT_F32 && t->masked != GEMM_MASK_SOURCE && !t->bf16 &&
-           columns == GEMM_COLS && job->m <= IN_PLACE_ROWS && (uintptr_t)t->sources->data % sizeof(float) == 0 &&
-           t->sources->stride % sizeof(float) == 0;
+           columns == GEMM_COLS && job->m <= IN_PLACE_ROWS && !t->sources->weight && !t->sources->transposed &&
+           (uintptr_t)t->sources->data % sizeof(float) == 0 && t->sources->stride % sizeof(float) == 0;
 }
 
 // What a panel is to hold: inner indices k0 .. k0 + k of a term, columns n0 .. n0 + columns of C.
@@ -141,6 +146,20 @@ static void decode_ahead(const struct gemm_isa *isa, float *panel, const struct 
     }
 }
 
+// Formats without a fast decoder: `n` lanes, of rows or of columns, from `lane` on.
+static void decode_any(float *panel, const struct weight *w, bool lanes_are_rows, int64_t lane, int64_t k0, int64_t k,
+                       int64_t n) {
+    float piece[2 * GEMM_CUT];
+    for (int64_t i = 0; i < k && !lanes_are_rows; i++) weight_decode(w, k0 + i, lane, n, panel + i * GEMM_COLS);
+    for (int64_t i = 0; i < n && lanes_are_rows; i++) {
+        for (int64_t done = 0; done < k; done += 2 * GEMM_CUT) {
+            int64_t count = least(k - done, 2 * GEMM_CUT);
+            weight_decode(w, lane + i, k0 + done, count, piece);
+            for (int64_t j = 0; j < count; j++) panel[(done + j) * GEMM_COLS + i] = piece[j];
+        }
+    }
+}
+
 static void decode(const struct gemm_isa *isa, float *panel, const struct wanted *w) {
     const struct gemm_term *t = w->term;
     if (w->columns % 16 || t->n_sources > 1) memset(panel, 0, (size_t)w->k * GEMM_COLS * sizeof *panel);
@@ -155,7 +174,9 @@ static void decode(const struct gemm_isa *isa, float *panel, const struct wanted
         int64_t from = begin > w->n0 ? begin : w->n0, to = least(begin + s->n, end);
         if (from >= to) continue;
         float *p = panel + (from - w->n0);
-        if (t->lanes_are_rows)
+        if (s->weight)
+            decode_any(p, s->weight, t->lanes_are_rows, from - begin, w->k0, w->k, to - from);
+        else if (t->lanes_are_rows != s->transposed)
             d->rows(p, s->data + (size_t)(from - begin) * s->stride, s->stride, w->k0, w->k, (int)(to - from));
         else
             d->cols(p, s->data + (size_t)w->k0 * s->stride, s->stride, w->k, from - begin, (int)(to - from));
@@ -215,7 +236,10 @@ static void open_block(struct scratch *s, const struct run *run, int64_t job, in
             if (held) continue;
             struct wanted w = {t, k0, p->k, n0, columns, -1};
             int64_t next = n0 + run->n_threads * GEMM_COLS; // whoever takes one panel of n_threads comes by there
-            if (j->m <= SMALL_ROWS && t->lanes_are_rows && t->n_sources == 1 && next < t->sources->n) w.next = next;
+            if (j->m <= SMALL_ROWS && t->lanes_are_rows && t->n_sources == 1 && next < t->sources->n &&
+                !t->sources->weight && !t->sources->transposed) {
+                w.next = next;
+            }
             if (t->bf16)
                 decode_bf16(s, run->isa, at, &w);
             else
@@ -385,8 +409,7 @@ static void run_task(void *context, int64_t task, int thread) {
     int64_t m0 = chunk * cut->chunk_rows, m1 = least(m0 + cut->chunk_rows, job->m);
     int64_t n0 = group * cut->panels * GEMM_COLS, n1 = least(n0 + cut->panels * GEMM_COLS, job->n);
     for (int64_t n = n0; n < n1 && job->bias; n += GEMM_COLS) {
-        run->isa->decoders[job->bias->format->id].cols(s->bias + (n - n0), job->bias->data, 0, 1, n,
-                                                       (int)least(n1 - n, GEMM_COLS));
+        weight_decode(job->bias, 0, n, least(n1 - n, GEMM_COLS), s->bias + (n - n0));
     }
     struct opened opened;
     for (int64_t b = run->block_begin; b < least(run->block_end, cut->blocks); b++) {

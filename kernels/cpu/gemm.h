@@ -26,8 +26,10 @@ enum {
 struct gemm_source {
     enum quant format;
     const uint8_t *data;
-    size_t stride; // bytes from one row to the next
-    int64_t n;     // columns of C it feeds; the sources of a term follow one another
+    size_t stride;               // bytes from one row to the next
+    int64_t n;                   // columns of C it feeds; the sources of a term follow one another
+    bool transposed;             // the rows in memory are the columns of the matrix
+    const struct weight *weight; // no fast decoder: its elements come from weight_decode; else NULL
 };
 
 // Dropout of LoRA inputs: x (row, element) is kept when its random number >= p, then multiplied by 1 / (1 - p).
@@ -78,7 +80,7 @@ void gemm_run(struct threads *threads, const struct gemm_isa *isa, const struct 
 size_t gemm_workspace_bytes(int threads);
 
 // A weight as a source: columns of C are its rows (y = x W^T) or its columns (dx = dy W).
-struct gemm_source gemm_source_weight(const struct weight *w, bool lanes_are_rows);
+struct gemm_source gemm_source_weight(const struct gemm_isa *isa, const struct weight *w, bool lanes_are_rows);
 // A tensor in memory, `bytes` from row to row.
 struct gemm_source gemm_source_memory(const void *data, bool bf16, int64_t ld, int64_t n);
 

@@ -157,7 +157,7 @@ static void outputs(struct linear *l) {
                                            .bf16 = l->bf16,
                                            .k = part->w->cols,
                                            .row_end = call->in[0].rows,
-                                           .sources = add_source(l, gemm_source_weight(part->w, true)),
+                                           .sources = add_source(l, gemm_source_weight(l->b->isa->gemm, part->w, true)),
                                            .n_sources = 1});
         set_left(base, l, &call->in[0], 0);
         struct gemm_job *job = add_job(l, (struct gemm_job){.m = call->in[0].rows,
@@ -281,11 +281,12 @@ static void input_gradient(struct linear *l) {
         const struct tensor *dy = &call->grad_out[i];
         if (!tensor_present(dy)) continue;
         const struct weight *w = call->p.linear.parts[i].w;
-        struct gemm_term *base = add_term(l, (struct gemm_term){.bf16 = l->bf16,
-                                                                .k = w->rows,
-                                                                .row_end = dx->rows,
-                                                                .sources = add_source(l, gemm_source_weight(w, false)),
-                                                                .n_sources = 1});
+        struct gemm_term *base =
+            add_term(l, (struct gemm_term){.bf16 = l->bf16,
+                                           .k = w->rows,
+                                           .row_end = dx->rows,
+                                           .sources = add_source(l, gemm_source_weight(l->b->isa->gemm, w, false)),
+                                           .n_sources = 1});
         set_left(base, l, dy, 0);
         for (int s = 0; s < l->n_spans; s++) {
             if (l->spans[s].part != i) continue;

@@ -174,7 +174,8 @@ static void add_part(void *context, int64_t i, int thread) {
 // zero and then added.
 static void hidden_gradient(struct head *h) {
     const struct weight *w = h->call->p.logprob.w;
-    struct gemm_source source = gemm_source_weight(w, false);
+    const struct gemm_isa *isa = h->b->isa->gemm;
+    struct gemm_source source;
     struct gemm_term term = {.x_bf16 = h->bf16,
                              .bf16 = h->bf16,
                              .x_row = h->bf16 ? 2 * w->rows : w->rows,
@@ -185,11 +186,12 @@ static void hidden_gradient(struct head *h) {
     struct gemm_job job = {.m = h->count, .n = w->cols, .ldc = w->cols, .scale = 1, .n_terms = 1, .terms = &term};
     for (int64_t v = 0; v < w->rows; v += STRETCH) {
         term.k = w->rows - v < STRETCH ? w->rows - v : STRETCH;
+        struct weight stretch = weight_rows(w, v, term.k);
+        source = gemm_source_weight(isa, &stretch, false);
         term.x = (const uint8_t *)h->logits + (size_t)v * (h->bf16 ? sizeof(uint16_t) : sizeof(float));
         job.c = v == 0 ? h->dh : h->part;
-        gemm_run(h->b->threads, h->b->isa->gemm, &job, 1, h->gemm_workspace);
+        gemm_run(h->b->threads, isa, &job, 1, h->gemm_workspace);
         if (v > 0) threads_run(h->b->threads, h->count, add_part, h);
-        source.data += STRETCH * source.stride;
     }
 }
 
@@ -199,7 +201,7 @@ static void run_chunks(struct head *h) {
     const struct weight *w = call->p.logprob.w;
     struct threads *threads = h->b->threads;
     const struct gemm_isa *isa = h->b->isa->gemm;
-    struct gemm_source forward = gemm_source_weight(w, true);
+    struct gemm_source forward = gemm_source_weight(isa, w, true);
     for (; h->begin < h->n_rows; h->begin += h->count) {
         h->count =
             h->n_rows - h->begin < call->p.logprob.chunk_rows ? h->n_rows - h->begin : call->p.logprob.chunk_rows;
@@ -312,7 +314,7 @@ int cpu_logits(struct backend *backend, const struct op_call *call, struct error
     const struct tensor *h = &call->in[0], *out = &call->out[0];
     const struct weight *w = call->p.logprob.w;
     bool bf16 = h->dtype == DTYPE_BF16;
-    struct gemm_source source = gemm_source_weight(w, true);
+    struct gemm_source source = gemm_source_weight(b->isa->gemm, w, true);
     struct gemm_term term = {.x = cpu_at(b, h),
                              .x_bf16 = bf16,
                              .bf16 = bf16,

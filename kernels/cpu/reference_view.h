@@ -57,7 +57,7 @@ static inline bool same_place(const struct tensor *a, const struct tensor *b) {
 
 // One row of a weight as doubles; `scratch` holds `cols` floats.
 static inline void weight_row(const struct weight *w, int64_t row, float *scratch, double *out) {
-    w->format->decode(w->data + (size_t)row * quant_row_bytes(w->format, w->cols), scratch, w->cols);
+    weight_decode(w, row, 0, w->cols, scratch);
     for (int64_t i = 0; i < w->cols; i++) out[i] = (double)scratch[i];
 }
 

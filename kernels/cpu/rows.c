@@ -65,15 +65,14 @@ static void embed_rows(const void *args, int64_t first, int64_t last) {
     const struct op_call *call = a->call;
     const struct weight *w = call->p.embed.w;
     const struct tensor *ids = &call->in[0], *x = &call->out[0], *lengths = &call->p.embed.lengths;
-    size_t row_bytes = quant_row_bytes(w->format, w->cols);
     float piece[EMBED_PIECE], alpha = call->p.embed.noise_alpha, amplitude = 0;
     for (int64_t t = first; t < last; t++) {
-        const uint8_t *row = w->data + (size_t)cpu_i32(a->b, ids)[t * ids->ld] * row_bytes;
+        int64_t row = cpu_i32(a->b, ids)[t * ids->ld];
         int32_t length = alpha != 0 ? cpu_i32(a->b, lengths)[t * lengths->ld] : 0; // 0: a row of no document
         amplitude = length > 0 ? alpha / sqrtf((float)length * (float)w->cols) : 0;
         for (int64_t d = 0; d < w->cols; d += EMBED_PIECE) {
             int64_t count = w->cols - d < EMBED_PIECE ? w->cols - d : EMBED_PIECE;
-            w->format->decode(row + d / w->format->block * w->format->block_bytes, piece, count);
+            weight_decode(w, row, d, count, piece);
             for (int64_t i = 0; i < count; i++) piece[i] *= call->p.embed.scale;
             if (alpha != 0) add_noise(a, t, d, count, amplitude, piece);
             if (x->dtype == DTYPE_F32) {
@@ -131,10 +130,10 @@ static int norm_open(struct cpu_backend *b, const struct op_call *call, struct n
                             .w = values,
                             .rstd = matrix_of(b, &call->saved[0]),
                             .mean = matrix_of(b, &call->saved[1])};
-    w->format->decode(w->data, values, w->cols);
+    weight_decode(w, 0, 0, w->cols, values);
     if (bias) {
         a->bias = values + w->cols;
-        bias->format->decode(bias->data, values + w->cols, w->cols);
+        weight_decode(bias, 0, 0, w->cols, values + w->cols);
     }
     return 0;
 }

@@ -29,9 +29,11 @@ struct event {
     int segment;
 };
 
+enum { PIECES = 1 + TABLES }; // of a weight: its codes and its tables
+
 struct staged {
-    struct weight weight; // as the model's, with `data` pointing into `bytes`
-    uint8_t *bytes;
+    struct weight_tables tables; // copies, as `bytes`
+    uint8_t *bytes[PIECES];
     bool usable; // acquired and not released
 };
 
@@ -42,7 +44,8 @@ struct late_backend {
     struct backend *cpu;
     struct event *events;
     size_t count, capacity;
-    struct staged *staged; // by weight id
+    struct staged *staged;  // by weight id
+    struct weight *weights; // by weight id: as the model's, over copied bytes; experts side by side as there
 };
 
 static int push(struct backend *backend, struct event event, struct error *err) {
@@ -74,7 +77,9 @@ static int late_recompute(struct backend *backend, const struct op_call *call, s
 static int late_reserve(struct backend *backend, size_t bytes, struct error *err) {
     struct late_backend *b = (struct late_backend *)backend;
     b->staged = mem_zalloc((size_t)backend->n_weights + 1, sizeof *b->staged);
-    if (!b->staged) return error_memory(err, "staged weights", (size_t)backend->n_weights * sizeof *b->staged);
+    b->weights = mem_zalloc((size_t)backend->n_weights + 1, sizeof *b->weights);
+    if (!b->staged || !b->weights)
+        return error_memory(err, "staged weights", (size_t)backend->n_weights * sizeof *b->staged);
     backend_set_weights(b->cpu, backend->weights, backend->n_weights, backend->n_segments);
     return b->cpu->class->reserve(b->cpu, bytes, err);
 }
@@ -104,22 +109,51 @@ static void late_dead(struct backend *backend, size_t offset, size_t size) {
 
 // --- running the queue
 
+static size_t piece_of(const struct weight *w, int piece, const uint8_t **data) {
+    if (piece == 0) {
+        *data = w->data;
+        return weight_bytes(w);
+    }
+    *data = w->tables ? w->tables->table[piece - 1].data : NULL;
+    return *data ? w->tables->table[piece - 1].bytes : 0;
+}
+
+static int stage_copy(struct staged *s, struct weight *copy, const struct weight *w, struct error *err) {
+    *copy = *w;
+    if (w->tables) s->tables = *w->tables, copy->tables = &s->tables;
+    for (int i = 0; i < PIECES; i++) {
+        const uint8_t *data;
+        size_t bytes = piece_of(w, i, &data);
+        if (!data) continue;
+        if (!s->bytes[i] && !(s->bytes[i] = mem_alloc(bytes ? bytes : 1))) return error_memory(err, w->name, bytes);
+        memcpy(s->bytes[i], data, bytes);
+        if (i == 0)
+            copy->data = s->bytes[0];
+        else
+            s->tables.table[i - 1].data = s->bytes[i];
+    }
+    return 0;
+}
+
+// A kernel that kept a pointer reads NaN, then freed memory.
+static void stage_poison(struct staged *s, const struct weight *w) {
+    for (int i = 0; i < PIECES; i++) {
+        const uint8_t *data;
+        if (s->bytes[i]) memset(s->bytes[i], 0xFF, piece_of(w, i, &data));
+        mem_free(s->bytes[i]);
+        s->bytes[i] = NULL;
+    }
+}
+
 static int stage(struct late_backend *b, int segment, bool usable, struct error *err) {
     for (int i = 0; i < b->base.n_weights; i++) {
         const struct weight *w = b->base.weights[i];
         struct staged *s = &b->staged[w->id];
         if (w->segment != segment) continue;
         if (usable) {
-            size_t bytes = weight_bytes(w);
-            if (!s->bytes && !(s->bytes = mem_alloc(bytes))) return error_memory(err, w->name, bytes);
-            memcpy(s->bytes, w->data, bytes);
-            s->weight = *w;
-            s->weight.data = s->bytes;
-        } else if (s->bytes) { // a kernel that kept the pointer reads NaN, then freed memory
-            memset(s->bytes, 0xFF, weight_bytes(w));
-            mem_free(s->bytes);
-            s->bytes = NULL;
-        }
+            if (stage_copy(s, &b->weights[w->id], w, err)) return -1;
+        } else
+            stage_poison(s, w);
         s->usable = usable;
     }
     return 0;
@@ -127,12 +161,11 @@ static int stage(struct late_backend *b, int segment, bool usable, struct error 
 
 static int use(struct late_backend *b, const struct weight **w, struct error *err) {
     if (!*w) return 0;
-    struct staged *s = &b->staged[(*w)->id];
-    if (!s->usable) {
+    if (!b->staged[(*w)->id].usable) {
         return error_set(err, STATUS_INTERNAL, "weight %s is used while its segment %d is not acquired", (*w)->name,
                          (*w)->segment);
     }
-    *w = &s->weight;
+    *w = &b->weights[(*w)->id];
     return 0;
 }
 
@@ -199,8 +232,11 @@ static size_t late_overhead(const struct backend *backend) {
 static void late_close(struct backend *backend) {
     struct late_backend *b = (struct late_backend *)backend;
     for (size_t i = 0; i < b->count; i++) mem_free(b->events[i].bytes);
-    for (int i = 0; b->staged && i < backend->n_weights; i++) mem_free(b->staged[i].bytes);
+    for (int i = 0; b->staged && i < backend->n_weights; i++) {
+        for (int k = 0; k < PIECES; k++) mem_free(b->staged[i].bytes[k]);
+    }
     mem_free(b->staged);
+    mem_free(b->weights);
     mem_free(b->events);
     backend_close(b->cpu);
     mem_free(b);
