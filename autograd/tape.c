@@ -146,7 +146,7 @@ static int make_buffer(struct tape *tape, struct tensor *t, struct error *err) {
 }
 
 static bool has_trainable(enum op op, const union op_params *p) {
-    if (op != OP_LINEAR_GROUP) return false;
+    if (op != OP_LINEAR_GROUP && op != OP_MOE_LINEAR_GROUP) return false;
     for (int i = 0; i < p->linear.n_parts; i++) {
         for (int s = 0; s < p->linear.parts[i].n_spans; s++) {
             if (tensor_present(&p->linear.parts[i].spans[s].da)) return true;
@@ -313,6 +313,11 @@ static int place_gradient(struct tape *tape, struct node *node, int i, struct op
         return 0;
     }
     int from = info->grad_takes_out[i], g = -1;
+    // The gradient of a scaled term is another number than that of the sum.
+    if (i == 1 && ((node->op == OP_ADD && node->params.add.scale != 1.0f) ||
+                   (node->op == OP_ADD_NORM && node->params.norm.scale != 1.0f))) {
+        from = -1;
+    }
     if (from >= 0 && node->out[from] >= 0) {
         int out_gradient = tape->values[node->out[from]].gradient;
         if (out_gradient >= 0 && tape->grads[out_gradient].owners == 1) g = out_gradient;

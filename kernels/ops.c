@@ -40,6 +40,7 @@ const struct op_info op_table[OP_COUNT] = {
     [OP_ROPE] = {.name = "rope",
                  .n_in = 4,
                  .n_out = 2,
+                 .optional_in = 2,
                  .needs_in = 12, // positions and table; not q and k, which are overwritten
                  .differentiable = 3,
                  .in_place = true,
@@ -48,10 +49,20 @@ const struct op_info op_table[OP_COUNT] = {
     [OP_GLU] = {.name = "glu",
                 .n_in = 2,
                 .n_out = 1,
+                .optional_in = 2,
                 .needs_in = 3,
                 .differentiable = 3,
                 .cheap = true,
                 .grad_over_in = 3,
+                .grad_takes_out = NEVER,
+                .recorded = true},
+    [OP_ACT] = {.name = "act",
+                .n_in = 1,
+                .n_out = 1,
+                .needs_in = 1,
+                .differentiable = 1,
+                .cheap = true,
+                .grad_over_in = 1,
                 .grad_takes_out = NEVER,
                 .recorded = true},
     [OP_ATTENTION] = {.name = "attention",
@@ -69,6 +80,54 @@ const struct op_info op_table[OP_COUNT] = {
                 .differentiable = 3,
                 .grad_takes_out = {0, 0, -1, -1, -1, -1},
                 .recorded = true},
+    [OP_GATE] = {.name = "gate",
+                 .n_in = 2,
+                 .n_out = 1,
+                 .needs_in = 3,
+                 .differentiable = 3,
+                 .cheap = true,
+                 .grad_takes_out = NEVER,
+                 .recorded = true},
+    [OP_MLA_KEYS] = {.name = "mla_keys",
+                     .n_in = 2,
+                     .n_out = 2,
+                     .differentiable = 3,
+                     .cheap = true,
+                     .grad_takes_out = NEVER,
+                     .recorded = true},
+    // Backward chooses again from the logits, which are few. Map and offsets are numbers of rows: no gradient.
+    [OP_MOE_ROUTE] = {.name = "moe_route",
+                      .n_in = 1,
+                      .n_out = 3,
+                      .needs_in = 1,
+                      .differentiable = 1,
+                      .grad_takes_out = NEVER,
+                      .recorded = true},
+    [OP_MOE_GATHER] = {.name = "moe_gather",
+                       .n_in = 4,
+                       .n_out = 2,
+                       .optional_in = 2,
+                       .needs_in = 7,
+                       .differentiable = 3,
+                       .cheap = true,
+                       .grad_takes_out = NEVER,
+                       .recorded = true},
+    [OP_MOE_LINEAR_GROUP] = {.name = "moe_linear_group",
+                             .n_in = 3,
+                             .n_out = 4,
+                             .n_saved = 1,
+                             .needs_in = 7,
+                             .differentiable = 1,
+                             .grad_takes_out = NEVER,
+                             .recorded = true},
+    [OP_MOE_COMBINE] = {.name = "moe_combine",
+                        .n_in = 3,
+                        .n_out = 1,
+                        .optional_in = 2,
+                        .needs_in = 7,
+                        .differentiable = 3,
+                        .grad_takes_out = NEVER,
+                        .recorded = true},
     // lse is read by the pass that is not fused, to make each chunk of logits into probabilities again.
     [OP_TOKEN_LOGPROB] = {.name = "token_logprob",
                           .n_in = 3,
@@ -193,30 +252,47 @@ static int check_norm(const struct check *c) {
         if (want_in(c, 1, WANT_ACT, t, d) || want_out(c, 1, WANT_ACT, t, d, &call->in[0])) return -1;
         if (call->in[1].dtype != call->in[0].dtype) return operand_error(c, "in", 1, "has another dtype than in[0]");
     }
+    int64_t groups = call->p.norm.groups;
     if (want_out(c, 0, WANT_ACT, t, d, &call->in[0])) return -1;
-    if (want_saved(c, 0, WANT_F32, t, 1) || want_saved(c, 1, WANT_F32, t, 1)) return -1;
-    if (want_weight(c, "the norm weight", call->p.norm.w, 1, d)) return -1;
+    if (groups < 1 || d % groups) return param_error(c, "the columns are no whole number of groups");
+    if (call->op == OP_ADD_NORM && groups != 1) return param_error(c, "groups are for norms alone");
+    if (want_saved(c, 0, WANT_F32, t, groups) || want_saved(c, 1, WANT_F32, t, groups)) return -1;
+    const struct weight *w = call->p.norm.w, *bias = call->p.norm.bias;
+    if (w && want_weight(c, "the norm weight", w, 1, w->cols == d / groups ? d / groups : d)) return -1;
     if (call->p.norm.kind != NORM_RMS && call->p.norm.kind != NORM_LAYER) return param_error(c, "unknown norm");
-    return call->p.norm.bias ? want_weight(c, "the norm bias", call->p.norm.bias, 1, d) : 0;
+    return bias ? want_weight(c, "the norm bias", bias, 1, w ? w->cols : d) : 0;
 }
 
 static int check_span(const struct check *c, const struct lora_span *s, int64_t t, int64_t in, int64_t out,
                       int64_t *u_cols) {
+    int64_t experts = c->call->op == OP_MOE_LINEAR_GROUP ? c->call->p.linear.experts : 1;
     if (s->row_begin < 0 || s->row_end < s->row_begin || s->row_end > t)
         return param_error(c, "adapter rows out of range");
-    int64_t rank = s->a.rows;
-    if (want(c, "adapter A", 0, &s->a, WANT_F32, ANY, in) || want(c, "adapter B", 0, &s->b, WANT_F32, out, rank))
+    int64_t rank = s->a.rows / experts;
+    if (s->a.rows % experts) return param_error(c, "an adapter's A is no whole number of experts");
+    if (want(c, "adapter A", 0, &s->a, WANT_F32, ANY, in) ||
+        want(c, "adapter B", 0, &s->b, WANT_F32, experts * out, rank)) {
         return -1;
+    }
     if (tensor_present(&s->da) != tensor_present(&s->db)) return param_error(c, "an adapter is trained by half");
-    if (tensor_present(&s->da) && (want(c, "adapter dA", 0, &s->da, WANT_F32, rank, in) ||
-                                   want(c, "adapter dB", 0, &s->db, WANT_F32, out, rank))) {
+    if (tensor_present(&s->da) && (want(c, "adapter dA", 0, &s->da, WANT_F32, experts * rank, in) ||
+                                   want(c, "adapter dB", 0, &s->db, WANT_F32, experts * out, rank))) {
         return -1;
     }
     if (s->u_begin < 0) return param_error(c, "adapter column out of range");
     if (s->u_begin + rank > *u_cols) *u_cols = s->u_begin + rank;
     if (!(s->dropout >= 0 && s->dropout < 1)) return param_error(c, "dropout outside [0, 1)");
     if (s->dropout == 0) return 0;
-    return want_in(c, 1, WANT_U32, t, 2) || want_scalars(c) ? -1 : 0;
+    return want_in(c, c->call->op == OP_MOE_LINEAR_GROUP ? 2 : 1, WANT_U32, t, 2) || want_scalars(c) ? -1 : 0;
+}
+
+// The weights of all experts of a part, and their biases as rows of one.
+static int check_experts(const struct check *c, const struct linear_part *part, int64_t out, int64_t in) {
+    int64_t experts = c->call->p.linear.experts;
+    for (int64_t e = 0; e < experts; e++) {
+        if (want_weight(c, "an expert", part->w + e, out, in)) return -1;
+    }
+    return part->bias ? want_weight(c, "the biases", part->bias, experts, out) : 0;
 }
 
 static int check_linear_group(const struct check *c) {
@@ -225,12 +301,18 @@ static int check_linear_group(const struct check *c) {
     int n = call->p.linear.n_parts;
     if (want_in(c, 0, WANT_ACT, ANY, ANY)) return -1;
     if (n < 1 || n > LINEAR_MAX_PARTS) return param_error(c, "number of parts out of range");
+    bool experts = call->op == OP_MOE_LINEAR_GROUP;
+    if (experts && want_in(c, 1, WANT_I32, call->p.linear.experts + 1, 1)) return -1;
     for (int i = 0; i < n; i++) {
         const struct linear_part *part = &call->p.linear.parts[i];
         if (want_out(c, i, WANT_ACT, t, ANY, &call->in[0])) return -1;
         int64_t out = call->out[i].cols;
-        if (want_weight(c, "the weight", part->w, out, in)) return -1;
-        if (part->bias && want_weight(c, "the bias", part->bias, 1, out)) return -1;
+        if (experts) {
+            if (check_experts(c, part, out, in)) return -1;
+        } else {
+            if (want_weight(c, "the weight", part->w, out, in)) return -1;
+            if (part->bias && want_weight(c, "the bias", part->bias, 1, out)) return -1;
+        }
         if (part->n_spans < 0 || part->n_spans > LINEAR_MAX_SPANS)
             return param_error(c, "number of adapters out of range");
         for (int s = 0; s < part->n_spans; s++) {
@@ -245,9 +327,12 @@ static int check_linear_group(const struct check *c) {
 static int check_rope(const struct check *c) {
     const struct op_call *call = c->call;
     int64_t t = call->in[0].rows, k = call->p.rope.head_dim, r = call->p.rope.rotary_dim;
-    if (k < 1 || r < 2 || r > k || r % 2) return param_error(c, "head_dim or rotary_dim out of range");
+    int64_t first = call->p.rope.first;
+    if (k < 1 || r < 2 || first < 0 || first + r > k || r % 2)
+        return param_error(c, "head_dim or rotary_dim out of range");
     if (call->p.rope.kind != ROPE_NORM && call->p.rope.kind != ROPE_NEOX) return param_error(c, "unknown rope kind");
     for (int i = 0; i < 2; i++) {
+        if (i == 1 && !tensor_present(&call->in[1])) continue;
         if (want_in(c, i, WANT_ACT, t, ANY) || want_out(c, i, WANT_ACT, t, call->in[i].cols, &call->in[i])) return -1;
         if (call->in[i].cols % k) return operand_error(c, "in", i, "is no whole number of heads wide");
     }
@@ -292,16 +377,82 @@ static int check_logprob(const struct check *c) {
     return want(c, "saved", 0, &call->saved[0], WANT_ACT, t, d);
 }
 
-// x, r -> s; gate, up -> h: all of one shape and dtype.
+// x, r -> s; gate, up -> h: all of one shape and dtype. Gate and up may be interleaved in one.
 static int check_pair(const struct check *c) {
     const struct op_call *call = c->call;
     int64_t t = call->in[0].rows, d = call->in[0].cols;
-    if (want_in(c, 0, WANT_ACT, ANY, ANY) || want_in(c, 1, WANT_ACT, t, d)) return -1;
-    if (call->in[1].dtype != call->in[0].dtype) return operand_error(c, "in", 1, "has another dtype than in[0]");
-    if (call->op == OP_GLU && call->p.glu.kind != GLU_SILU && call->p.glu.kind != GLU_GELU_TANH) {
+    if (want_in(c, 0, WANT_ACT, ANY, ANY)) return -1;
+    if (call->op == OP_GLU && !tensor_present(&call->in[1])) {
+        if (d % 2) return operand_error(c, "in", 0, "has an odd number of columns");
+        d /= 2;
+    } else {
+        if (want_in(c, 1, WANT_ACT, t, d)) return -1;
+        if (call->in[1].dtype != call->in[0].dtype) return operand_error(c, "in", 1, "has another dtype than in[0]");
+    }
+    if (call->op == OP_GLU &&
+        (call->p.act.kind < ACT_SILU || call->p.act.kind > ACT_SWIGLU_CLAMPED || call->p.act.kind == ACT_CLAMP)) {
         return param_error(c, "unknown activation");
     }
     return want_out(c, 0, WANT_ACT, t, d, &call->in[0]);
+}
+
+static int check_act(const struct check *c) {
+    const struct op_call *call = c->call;
+    if (want_in(c, 0, WANT_ACT, ANY, ANY)) return -1;
+    if (call->p.act.kind < ACT_SILU || call->p.act.kind > ACT_CLAMP) return param_error(c, "unknown activation");
+    return want_out(c, 0, WANT_ACT, call->in[0].rows, call->in[0].cols, &call->in[0]);
+}
+
+static int check_gate(const struct check *c) {
+    const struct op_call *call = c->call;
+    int64_t t = call->in[0].rows;
+    return want_in(c, 0, WANT_ACT, ANY, ANY) || want_in(c, 1, WANT_ACT, t, 1) ||
+                   want_out(c, 0, WANT_ACT, t, call->in[0].cols, &call->in[0])
+               ? -1
+               : 0;
+}
+
+static int check_mla_keys(const struct check *c) {
+    const struct op_call *call = c->call;
+    int64_t t = call->in[0].rows, h = call->p.mla.heads, nope = call->p.mla.nope, v = call->p.mla.v_dim;
+    if (h < 1 || nope < 1 || v < 1) return param_error(c, "sizes out of range");
+    return want_in(c, 0, WANT_ACT, ANY, h * (nope + v)) || want_in(c, 1, WANT_ACT, t, ANY) ||
+                   want_out(c, 0, WANT_ACT, t, h * (nope + call->in[1].cols), &call->in[0]) ||
+                   want_out(c, 1, WANT_ACT, t, h * v, &call->in[0])
+               ? -1
+               : 0;
+}
+
+static int check_moe_route(const struct check *c) {
+    const struct op_call *call = c->call;
+    const struct moe_route *m = &call->p.moe;
+    int64_t t = call->in[0].rows;
+    if (m->experts < 1 || m->used < 1 || m->used > m->experts) return param_error(c, "experts out of range");
+    if (m->groups < 1 || m->experts % m->groups || m->groups_used < 1 || m->groups_used > m->groups ||
+        m->used > m->experts / m->groups * m->groups_used) {
+        return param_error(c, "groups of experts out of range");
+    }
+    if (m->gate < MOE_SOFTMAX || m->gate > MOE_SPARSE_MIXER) return param_error(c, "unknown gate");
+    if (want_in(c, 0, WANT_ACT, ANY, m->experts) || want_out(c, 0, WANT_F32, t, m->used, NULL) ||
+        want_out(c, 1, WANT_I32, t * m->used, 2, NULL) || want_out(c, 2, WANT_I32, m->experts + 1, 1, NULL)) {
+        return -1;
+    }
+    return m->bias ? want_weight(c, "the correction bias", m->bias, 1, m->experts) : 0;
+}
+
+static int check_moe_rows(const struct check *c) {
+    const struct op_call *call = c->call;
+    bool gather = call->op == OP_MOE_GATHER;
+    int64_t k = call->p.moe_rows.used, d = call->in[0].cols;
+    if (k < 1 || call->in[2].rows % k) return param_error(c, "experts per token out of range");
+    int64_t t = call->in[2].rows / k;
+    if (want_in(c, 2, WANT_I32, t * k, 2) || want_in(c, 0, WANT_ACT, gather ? t : t * k, ANY) ||
+        want_out(c, 0, WANT_ACT, gather ? t * k : t, d, &call->in[0])) {
+        return -1;
+    }
+    if (tensor_present(&call->in[1]) && want_in(c, 1, WANT_F32, t, k)) return -1;
+    if (!gather) return 0;
+    return want_in(c, 3, WANT_U32, t, 2) || want_out(c, 1, WANT_U32, t * k, 2, NULL) ? -1 : 0;
 }
 
 static int check_kv_write(const struct check *c) {
@@ -361,11 +512,18 @@ int op_check(const struct op_call *call, struct error *err) {
     case OP_EMBED: status = check_embed(&c); break;
     case OP_NORM:
     case OP_ADD_NORM: status = check_norm(&c); break;
-    case OP_LINEAR_GROUP: status = check_linear_group(&c); break;
+    case OP_LINEAR_GROUP:
+    case OP_MOE_LINEAR_GROUP: status = check_linear_group(&c); break;
     case OP_ROPE: status = check_rope(&c); break;
     case OP_ATTENTION: status = check_attention(&c); break;
     case OP_GLU:
     case OP_ADD: status = check_pair(&c); break;
+    case OP_ACT: status = check_act(&c); break;
+    case OP_GATE: status = check_gate(&c); break;
+    case OP_MLA_KEYS: status = check_mla_keys(&c); break;
+    case OP_MOE_ROUTE: status = check_moe_route(&c); break;
+    case OP_MOE_GATHER:
+    case OP_MOE_COMBINE: status = check_moe_rows(&c); break;
     case OP_TOKEN_LOGPROB:
     case OP_LOGITS: status = check_logprob(&c); break;
     case OP_KV_WRITE: status = check_kv_write(&c); break;
@@ -396,7 +554,7 @@ static double linear_flops(const struct op_call *call, bool backward) {
         if (!backward || dx) sum += 2 * t * in * out;
         for (int s = 0; s < part->n_spans; s++) {
             const struct lora_span *span = &part->spans[s];
-            double one = 2.0 * (double)(span->row_end - span->row_begin) * (double)span->a.rows;
+            double rank = (double)span->b.cols, one = 2.0 * (double)(span->row_end - span->row_begin) * rank;
             bool trained = tensor_present(&span->da);
             if (!backward)
                 sum += one * (in + out);
@@ -425,9 +583,15 @@ double op_flops(const struct op_call *call, bool backward) {
     case OP_EMBED: return backward ? 0 : (double)call->out[0].rows * (double)call->out[0].cols;
     case OP_NORM: return (backward ? 8 : 4) * n;
     case OP_ADD_NORM: return (backward ? 9 : 5) * n;
-    case OP_LINEAR_GROUP: return linear_flops(call, backward);
+    case OP_LINEAR_GROUP:
+    case OP_MOE_LINEAR_GROUP: return linear_flops(call, backward);
     case OP_ROPE: return 3 * (n + (double)call->in[1].rows * (double)call->in[1].cols);
-    case OP_GLU: return (backward ? 10 : 5) * n;
+    case OP_GLU:
+    case OP_ACT: return (backward ? 10 : 5) * n;
+    case OP_GATE: return (backward ? 4 : 1) * n;
+    case OP_MOE_ROUTE: return 10 * n;
+    case OP_MOE_GATHER: return tensor_present(&call->in[1]) ? n * call->p.moe_rows.used : 0;
+    case OP_MOE_COMBINE: return (backward ? 4 : 2) * n;
     case OP_ATTENTION: return attention_flops(call, backward);
     case OP_ADD: return backward ? 0 : n;
     case OP_TOKEN_LOGPROB: {
@@ -436,6 +600,7 @@ double op_flops(const struct op_call *call, bool backward) {
         return backward ? 2 * product : product;
     }
     case OP_LOGITS: return 2 * n * (double)call->p.logprob.w->rows;
+    case OP_MLA_KEYS: return backward ? n : 0;
     case OP_GRAD_ADD: return n;
     case OP_GRAD_NORM: return 2 * n;
     case OP_ADAMW: return 12 * n;

@@ -1,5 +1,6 @@
 // The operations: shapes, formulas, parameters. One row each in ops.c (op_table), one implementation each per backend.
-// Letters: T token rows, D model width, H heads, K head dim, F ffn width, V vocabulary, R rank, N sequences.
+// Letters: T token rows, D model width, H heads, K head dim, F ffn width, V vocabulary, R rank, N sequences, E experts,
+// k experts per token, S = T k rows sorted by expert.
 // Activations are fp32 or bf16 (run-wide); sums inside kernels are fp32; statistics and adapters are fp32.
 #pragma once
 
@@ -12,15 +13,28 @@
 enum op {
     OP_NONE,
     // --- recorded on the tape
-    OP_EMBED,         // in: ids (T,1) i32, keys (T,2) u32 {dataset row, token in row}; out: x (T,D)
-    OP_NORM,          // in: x (T,D); out: y (T,D); saved: rstd (T,1) [, mean (T,1)]
-    OP_ADD_NORM,      // in: x (T,D), r (T,D); out: s = x + r (T,D), y = norm(s) (T,D); saved: rstd [, mean]
-    OP_LINEAR_GROUP,  // in: x (T,D), keys (T,2) u32; out: y_i (T,N_i); saved: u (T, sum of ranks) f32
-    OP_ROPE,          // in: q (T,H*K), k (T,Hkv*K), positions (T,1) i32, table (P,K) f32; out: q', k' in place
-    OP_GLU,           // in: gate (T,F), up (T,F); out: h = act(gate) * up (T,F)
-    OP_ATTENTION,     // in: q (Tq,H*K), k (Tkv,Hkv*K), v (Tkv,Hkv*Kv), seqs (N+1,4) i32; out: o (Tq,H*Kv); saved: lse
-                      // (Tq,H)
-    OP_ADD,           // in: x, r (T,D); out: s = x + r (T,D)
+    OP_EMBED,        // in: ids (T,1) i32, keys (T,2) u32 {dataset row, token in row}; out: x (T,D)
+    OP_NORM,         // in: x (T,D); out: y (T,D); saved: rstd (T,G) [, mean (T,G)], G = groups of columns
+    OP_ADD_NORM,     // in: x (T,D), r (T,D); out: s = x + scale r (T,D), y = norm(s) (T,D); saved: rstd [, mean]
+    OP_LINEAR_GROUP, // in: x (T,D), keys (T,2) u32; out: y_i (T,N_i); saved: u (T, sum of ranks) f32
+    OP_ROPE,         // in: q (T,H*K), k (T,Hkv*K) or none, positions (T,1) i32, table (P,K) f32; out: q', k' in place
+    OP_GLU,          // in: gate (T,F), up (T,F); out: h = act(gate) * up (T,F). Without up: gate is (T,2F), where
+                     // element 2i is gate i and 2i + 1 is up i
+    OP_ACT,          // in: x (T,F); out: act(x) (T,F)
+    OP_ATTENTION,    // in: q (Tq,H*K), k (Tkv,Hkv*K), v (Tkv,Hkv*Kv), seqs (N+1,4) i32; out: o (Tq,H*Kv); saved: lse
+                     // (Tq,H)
+    OP_ADD,          // in: x, r (T,D); out: s = x + scale r (T,D)
+    OP_GATE,         // in: x (T,D), g (T,1); out: y = sigmoid(g) x (T,D)
+    OP_MLA_KEYS,     // in: kv (T,H*(Kn+Kv)) = per head {nope, v}, r (T,Kr); out: k (T,H*(Kn+Kr)) = per head {nope, r},
+                     // v (T,H*Kv)
+    OP_MOE_ROUTE,    // in: logits (T,E); out: weights (T,k) f32, map (S,2) i32, offsets (E+1,1) i32. map row s = {pair
+                  // that stands at s, place of pair s}, pair = token * k + choice; the rows of expert e are offsets[e]
+                  // .. offsets[e + 1]
+    OP_MOE_GATHER, // in: x (T,D), weights (T,k) f32 or none, map (S,2), keys (T,2) u32; out: rows of x by map (S,D)
+                   // [times their weight], keys (S,2) u32
+    OP_MOE_LINEAR_GROUP, // in: x (S,D), offsets (E+1,1) i32, keys (S,2) u32; out: y_i (S,N_i); saved: u (S, sum of
+                         // ranks)
+    OP_MOE_COMBINE,   // in: y (S,D), weights (T,k) f32 or none, map (S,2); out: sum over a token's [weight *] y (T,D)
     OP_TOKEN_LOGPROB, // in: h (T,D), targets (T,1) i32, weights (T,1) f32; out: logp (T,1) f32, lse (T,1) f32; saved:
                       // dh (T,D) when fused
     // --- not recorded: run directly
@@ -36,12 +50,21 @@ enum op {
 };
 
 enum norm_kind { NORM_RMS, NORM_LAYER };
-enum glu_kind { GLU_SILU, GLU_GELU_TANH };
+enum act_kind {
+    ACT_SILU,           // x sigmoid(x)
+    ACT_GELU_TANH,      // x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
+    ACT_GELU,           // x (1 + erf(x / sqrt(2))) / 2
+    ACT_CLAMP,          // x within +-limit; OP_ACT only
+    ACT_SWIGLU_CLAMPED, // gpt-oss: g sigmoid(alpha g) (u + 1), g = min(gate, limit), u = up within +-limit; OP_GLU only
+};
 enum rope_kind { ROPE_NORM /* pairs 2i, 2i+1 */, ROPE_NEOX /* pairs i, i + K/2 */ };
 
 enum { LINEAR_MAX_PARTS = 4, LINEAR_MAX_SPANS = 4, OP_MAX_IN = 6, OP_MAX_OUT = 4, OP_MAX_SAVED = 2 };
 
-// One adapter on rows [row_begin, row_end) of one linear: y += scale * B (A dropout(x)).
+// One adapter on rows [row_begin, row_end) of one linear: y += scale * B (A dropout(x)). Spans of several parts may
+// share an A (a fused projection: one A, and B cut into the rows of q, k and v); then they have the same rows, scale,
+// dropout, module and u_begin, and U is made once. OP_MOE_LINEAR_GROUP: an A and a B for each expert, stacked: (E R,
+// in) and (E out, R).
 struct lora_span {
     int64_t row_begin, row_end;
     struct tensor a;      // (R, in) f32
@@ -54,10 +77,28 @@ struct lora_span {
 };
 
 struct linear_part {
-    const struct weight *w;    // (out, in)
-    const struct weight *bias; // (1, out) or NULL
+    const struct weight *w;    // (out, in); OP_MOE_LINEAR_GROUP: the first of E side by side
+    const struct weight *bias; // (1, out) or NULL; OP_MOE_LINEAR_GROUP: (E, out)
     int n_spans;
     struct lora_span spans[LINEAR_MAX_SPANS];
+};
+
+// How a router chooses and weighs k of E experts from its logits z.
+enum moe_gate {
+    MOE_SOFTMAX,        // p = softmax(z); the k largest
+    MOE_SOFTMAX_CHOSEN, // the k largest z; p = softmax over them
+    MOE_SIGMOID,        // p = sigmoid(z); the k largest p + bias
+    MOE_SPARSE_MIXER,   // phimoe: k times the largest z of those left; p = softmax over z within 2 jitter of it
+};
+struct moe_route {
+    enum moe_gate gate;
+    int experts, used;         // E, k
+    int groups, groups_used;   // experts stand in groups of equal size, only the best groups count; 1, 1 = no groups
+    bool group_pairs;          // a group's score is the sum of its two largest, else its largest
+    bool normalise;            // weights are divided by their sum
+    float scale;               // then multiplied by this
+    float jitter;              // MOE_SPARSE_MIXER
+    const struct weight *bias; // (1, E), added for choosing only; NULL = none
 };
 
 // Device block, read by kernels so that a captured step never changes. One f64/u64 struct, written by the host once a
@@ -94,21 +135,37 @@ union op_params {
     } embed;
     struct {
         enum norm_kind kind;
-        const struct weight *w, *bias; // (1, D) f32-decodable; bias NULL for RMS
+        const struct weight *w, *bias; // (1, D) or (1, D / groups), then the same for each group; NULL = none
         float eps;
-    } norm; // OP_NORM, OP_ADD_NORM
+        int groups;    // D / groups columns are normed together (heads); 1 = whole rows
+        bool plus_one; // multiply by 1 + w
+        float scale;   // of r in OP_ADD_NORM
+    } norm;            // OP_NORM, OP_ADD_NORM
+    struct {
+        float scale;
+    } add;
     struct {
         int n_parts;
+        int experts; // OP_MOE_LINEAR_GROUP
         struct linear_part parts[LINEAR_MAX_PARTS];
     } linear;
     struct {
         enum rope_kind kind;
         int head_dim;   // K; heads = cols / K
         int rotary_dim; // dims that turn (<= K), the rest pass through
+        int first;      // the first of them within a head
     } rope;             // table row p = {cos_0 .. cos_{r/2-1}, sin_0 .. sin_{r/2-1}}, r = rotary_dim
     struct {
-        enum glu_kind kind;
-    } glu;
+        enum act_kind kind;
+        float limit, alpha; // of the kinds that clamp
+    } act;                  // OP_GLU, OP_ACT
+    struct {
+        int heads, nope, v_dim; // Kn, Kv
+    } mla;
+    struct moe_route moe; // OP_MOE_ROUTE
+    struct {
+        int used; // k
+    } moe_rows;   // OP_MOE_GATHER, OP_MOE_COMBINE
     struct {
         int heads, kv_heads, head_dim, v_dim;
         float scale;                // on q k^T
@@ -151,6 +208,7 @@ struct op_call {
 struct op_info {
     const char *name;
     int n_in, n_out, n_saved;
+    uint8_t optional_in;              // bit i: input i may be missing
     uint8_t needs_in;                 // bit i: backward reads the value of input i
     uint8_t needs_out;                // bit i: backward reads the value of output i
     uint8_t differentiable;           // bit i: input i can have a gradient

@@ -12,7 +12,7 @@ enum norm_site { SITE_BEFORE, SITE_AFTER }; // pre-norm (llama) or post-norm blo
 struct layer_arch {
     int heads, kv_heads, head_dim, v_dim;
     int ffn; // width of the MLP
-    enum glu_kind glu;
+    enum act_kind act;
     bool rope;             // false: no position encoding in this layer
     int window, chunk;     // 0 = full causal attention
     float attention_scale; // on q k^T, usually 1/sqrt(head_dim)

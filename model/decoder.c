@@ -113,7 +113,7 @@ static int input(struct build *b, struct tensor t, int64_t rows, int *value) {
 
 static union op_params norm_params(const struct build *b, const struct weight *w) {
     const struct arch *a = &b->d->model->arch;
-    return (union op_params){.norm = {.kind = a->norm, .w = w, .eps = a->norm_eps}};
+    return (union op_params){.norm = {.kind = a->norm, .w = w, .eps = a->norm_eps, .groups = 1, .scale = 1}};
 }
 
 // The adapters that act on one linear in this pass. *ranks counts the columns of the node's saved U.
@@ -203,7 +203,7 @@ static int attention(struct build *b, int l) {
 static int mlp(struct build *b, int l, const struct weight *next_norm) {
     int two[OP_MAX_OUT], h[OP_MAX_OUT], r[OP_MAX_OUT];
     if (linears(b, l, MODULE_GATE, 2, b->y, two)) return -1;
-    union op_params p = {.glu = {.kind = b->d->model->arch.layer[l].glu}};
+    union op_params p = {.act = {.kind = b->d->model->arch.layer[l].act}};
     if (tape_record(b->d->tape, OP_GLU, (int[]){two[0], two[1]}, 2, &p, h, b->err)) return -1;
     if (linears(b, l, MODULE_DOWN, 1, h[0], r)) return -1;
     return add_norm(b, r[0], next_norm);

@@ -139,7 +139,7 @@ static int map_llama(const struct gguf *file, struct pool *pool, struct arch *ar
                                              .head_dim = (int)head_dim,
                                              .v_dim = (int)v_dim,
                                              .ffn = (int)ffn[l],
-                                             .glu = GLU_SILU,
+                                             .act = ACT_SILU,
                                              .rope = true,
                                              .attention_scale = 1.0f / sqrtf((float)head_dim)};
         if (arch->layer[l].heads % arch->layer[l].kv_heads != 0) {

@@ -25,6 +25,23 @@ static inline void case_norm_params(struct bench *t, int variant, int64_t cols) 
     t->call.p.norm.w = bench_weight(t, format, 1, cols, 1);
     t->call.p.norm.bias = variant & 1 ? bench_weight(t, format, 1, cols, 0) : NULL;
     t->call.p.norm.eps = 1e-5f;
+    t->call.p.norm.groups = 1;
+    t->call.p.norm.scale = 1;
+}
+
+// Heads: 3 groups of columns. bit 4: one weight for all groups, bit 5: 1 + w, bit 6: no weight at all
+static inline void case_norm_groups(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 700 : 5, group = variant & 4 ? 37 : 6, cols = 3 * group;
+    t->call.op = OP_NORM;
+    case_norm_params(t, variant, variant & 16 ? group : cols);
+    t->call.p.norm.groups = 3;
+    t->call.p.norm.plus_one = variant & 32;
+    if (variant & 64) t->call.p.norm.w = t->call.p.norm.bias = NULL;
+    t->call.in[0] = bench_act(t, rows, cols);
+    t->call.out[0] = bench_act(t, rows, cols);
+    t->call.saved[0] = bench_stat(t, rows, 3);
+    if (variant & 1) t->call.saved[1] = bench_stat(t, rows, 3);
+    bench_gradients(t, 1, variant & 2);
 }
 
 static inline void case_norm(struct bench *t, int variant) {
@@ -53,11 +70,13 @@ static inline void case_add_norm(struct bench *t, int variant) {
     if (variant & 32) t->call.grad_in[1] = t->call.grad_in[0];
     if (variant & 64) t->call.grad_out[1] = (struct tensor){0};
     if (variant & 128) t->call.grad_out[0] = (struct tensor){0};
+    if (variant & 512) t->call.p.norm.scale = 0.625f; // the second input is scaled
 }
 
 // --- add. bit 1 acc, bit 4: first input gradient in the buffer of the output's, bit 5: both
 static inline void case_add(struct bench *t, int variant) {
     t->call.op = OP_ADD;
+    t->call.p.add.scale = variant & 512 ? 0.375f : 1;
     int64_t rows = variant & CASE_MANY_ROWS ? 3000 : 5;
     for (int i = 0; i < 2; i++) t->call.in[i] = bench_act(t, rows, 37);
     t->call.out[0] = bench_act(t, rows, 37);
@@ -66,23 +85,137 @@ static inline void case_add(struct bench *t, int variant) {
     if (variant & 32) t->call.grad_in[1] = t->call.grad_out[0], t->call.acc[1] = false;
 }
 
-// --- glu. bit 0 gelu, bit 1 acc, bit 4 gradients over the inputs
+// Activations: values that reach into the flat ends, or beyond the limits of those that clamp.
+static inline struct tensor case_wide_act(struct bench *t, int64_t rows, int64_t cols) {
+    struct tensor x = bench_act(t, rows, cols);
+    for (int64_t c = 0; c < cols; c++) bench_set(t->image, &x, 0, c, 4 * bench_get(t->image, &x, 0, c));
+    return x;
+}
+
+// --- glu. bits 2-3 the activation, bit 1 acc, bit 4 gradients over the inputs, bit 5 gate and up alternate in one
 static inline void case_glu(struct bench *t, int variant) {
+    static const enum act_kind kinds[] = {ACT_SILU, ACT_GELU_TANH, ACT_GELU, ACT_SWIGLU_CLAMPED};
     int64_t rows = variant & CASE_MANY_ROWS ? 2500 : 4;
     t->call.op = OP_GLU;
-    t->call.p.glu.kind = variant & 1 ? GLU_GELU_TANH : GLU_SILU;
-    for (int i = 0; i < 2; i++) {
-        t->call.in[i] = bench_act(t, rows, 45);
-        for (int64_t c = 0; c < 45; c++) { // reach into the flat ends too
-            bench_set(t->image, &t->call.in[i], 0, c, 4 * bench_get(t->image, &t->call.in[i], 0, c));
-        }
-    }
+    t->call.p.act.kind = kinds[variant >> 2 & 3];
+    t->call.p.act.limit = 0.7f, t->call.p.act.alpha = 1.702f;
+    t->call.in[0] = case_wide_act(t, rows, variant & 32 ? 90 : 45);
+    if (!(variant & 32)) t->call.in[1] = case_wide_act(t, rows, 45);
     t->call.out[0] = bench_act(t, rows, 45);
     bench_gradients(t, 1, variant & 2);
     if (variant & 16) t->call.grad_in[0] = t->call.in[0], t->call.grad_in[1] = t->call.in[1];
 }
 
-// --- rope. bit 0 pairs (i, i + half), bit 1 acc, bit 2 partial, bit 3 wide heads, bit 4 gradient in place
+// --- act. bits 2-3 the activation, bit 1 acc, bit 4 the gradient over the input
+static inline void case_act(struct bench *t, int variant) {
+    static const enum act_kind kinds[] = {ACT_SILU, ACT_GELU_TANH, ACT_GELU, ACT_CLAMP};
+    int64_t rows = variant & CASE_MANY_ROWS ? 2500 : 4;
+    t->call.op = OP_ACT;
+    t->call.p.act.kind = kinds[variant >> 2 & 3];
+    t->call.p.act.limit = 0.7f;
+    t->call.in[0] = case_wide_act(t, rows, 45);
+    t->call.out[0] = bench_act(t, rows, 45);
+    bench_gradients(t, 1, variant & 2);
+    if (variant & 16) t->call.grad_in[0] = t->call.in[0];
+}
+
+// --- gate. bit 1 acc, bit 2 one input without a gradient
+static inline void case_gate(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 900 : 5;
+    t->call.op = OP_GATE;
+    t->call.in[0] = bench_act(t, rows, 37);
+    t->call.in[1] = bench_act(t, rows, 1);
+    t->call.out[0] = bench_act(t, rows, 37);
+    bench_gradients(t, 1, variant & 2);
+    if (variant & 4) t->call.grad_in[1] = (struct tensor){0};
+}
+
+// --- mla_keys. bit 1 acc, bit 2 no gradient of the values, bit 3 none of the keys
+static inline void case_mla_keys(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 300 : 4;
+    t->call.op = OP_MLA_KEYS;
+    t->call.p.mla.heads = 3, t->call.p.mla.nope = 19, t->call.p.mla.v_dim = 7;
+    t->call.in[0] = bench_act(t, rows, 3 * 26);
+    t->call.in[1] = bench_act(t, rows, 18);
+    t->call.out[0] = bench_act(t, rows, 3 * 37);
+    t->call.out[1] = bench_act(t, rows, 3 * 7);
+    bench_gradients(t, 2, variant & 2);
+    if (variant & 4) t->call.grad_out[1] = (struct tensor){0};
+    if (variant & 8) t->call.grad_out[0] = t->call.grad_in[1] = (struct tensor){0};
+}
+
+// --- moe_route. bits 2-3 the gate, bit 1 acc, bit 4 groups (bit 5: scored by pairs), bit 6 normalised, bit 7 a bias
+static inline void case_moe_route(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 333 : 7, experts = 12;
+    struct moe_route *m = &t->call.p.moe;
+    t->call.op = OP_MOE_ROUTE;
+    *m = (struct moe_route){.gate = (enum moe_gate)(variant >> 2 & 3),
+                            .experts = (int)experts,
+                            .used = (variant >> 2 & 3) == MOE_SPARSE_MIXER ? 2 : 3,
+                            .groups = variant & 16 ? 4 : 1,
+                            .groups_used = variant & 16 ? 2 : 1,
+                            .group_pairs = variant & 32,
+                            .normalise = variant & 64,
+                            .scale = 1.75f,
+                            .jitter = 0.2f};
+    if (variant & 128) m->bias = bench_weight(t, QUANT_F32, 1, experts, 0);
+    t->call.in[0] = bench_act(t, rows, experts);
+    for (int64_t r = 0; r < rows; r++) { // far enough apart that no small step changes a choice
+        for (int64_t e = 0; e < experts; e++) {
+            double v = ((e * 5 + r * 7) % experts - 5) * 0.25 + bench_get(t->image, &t->call.in[0], r, e) / 16;
+            bench_set(t->image, &t->call.in[0], r, e, (double)bf16_to_float(bf16_from_float((float)v)));
+        }
+    }
+    t->call.out[0] = bench_stat(t, rows, m->used);
+    t->call.out[1] = bench_tensor(t, DTYPE_I32, rows * m->used, 2);
+    t->call.out[2] = bench_tensor(t, DTYPE_I32, experts + 1, 1);
+    bench_gradients(t, 1, variant & 2);
+}
+
+// A map for `rows` tokens of 2 choices among 5 experts, one of which nobody chooses.
+static inline void case_moe_map(struct bench *t, int64_t rows, struct tensor *map, struct tensor *offsets) {
+    int64_t pairs = 2 * rows, place = 0;
+    *map = bench_tensor(t, DTYPE_I32, pairs, 2);
+    if (offsets) *offsets = bench_tensor(t, DTYPE_I32, 6, 1);
+    for (int64_t e = 0; e < 5; e++) {
+        if (offsets) bench_set(t->image, offsets, e, 0, (double)place);
+        for (int64_t p = 0; p < pairs; p++) {
+            if ((p % 2 ? (p / 2 * 3 + 1) % 4 : p / 2 * 3 % 4) != (e < 3 ? e : e - 1) || e == 3) continue;
+            bench_set(t->image, map, place, 0, (double)p);
+            bench_set(t->image, map, p, 1, (double)place++);
+        }
+    }
+    if (offsets) bench_set(t->image, offsets, 5, 0, (double)place);
+    bench_require(place == pairs, "the map of experts");
+}
+
+// --- moe_gather and moe_combine. bit 0 without weights, bit 1 acc
+static inline void case_moe_gather(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 600 : 6;
+    t->call.op = OP_MOE_GATHER;
+    t->call.p.moe_rows.used = 2;
+    t->call.in[0] = bench_act(t, rows, 37);
+    if (!(variant & 1)) t->call.in[1] = bench_stat(t, rows, 2);
+    case_moe_map(t, rows, &t->call.in[2], NULL);
+    t->call.in[3] = bench_keys(t, rows);
+    t->call.out[0] = bench_act(t, 2 * rows, 37);
+    t->call.out[1] = bench_tensor(t, DTYPE_U32, 2 * rows, 2);
+    bench_gradients(t, 1, variant & 2);
+}
+
+static inline void case_moe_combine(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 600 : 6;
+    t->call.op = OP_MOE_COMBINE;
+    t->call.p.moe_rows.used = 2;
+    t->call.in[0] = bench_act(t, 2 * rows, 37);
+    if (!(variant & 1)) t->call.in[1] = bench_stat(t, rows, 2);
+    case_moe_map(t, rows, &t->call.in[2], NULL);
+    t->call.out[0] = bench_act(t, rows, 37);
+    bench_gradients(t, 1, variant & 2);
+}
+
+// --- rope. bit 0 pairs (i, i + half), bit 1 acc, bit 2 partial, bit 3 wide heads, bit 4 gradient in place, bit 5 the
+// last dims of a head turn (with bit 2), bit 6 no second input
 static inline void case_rope(struct bench *t, int variant) {
     int head_dim = variant & 8 ? 64 : 12, rotary = variant & 4 ? head_dim - 4 : head_dim;
     int64_t rows = variant & CASE_MANY_ROWS ? 900 : 6, table_rows = 9;
@@ -92,8 +225,9 @@ static inline void case_rope(struct bench *t, int variant) {
     t->call.p.rope.kind = variant & 1 ? ROPE_NEOX : ROPE_NORM;
     t->call.p.rope.head_dim = head_dim;
     t->call.p.rope.rotary_dim = rotary;
+    t->call.p.rope.first = variant & 32 ? head_dim - rotary : 0;
     t->call.in[0] = bench_act(t, rows, 3 * head_dim);
-    t->call.in[1] = bench_act(t, rows, 1 * head_dim);
+    if (!(variant & 64)) t->call.in[1] = bench_act(t, rows, 1 * head_dim);
     t->call.in[2] = bench_i32(t, positions, rows, 1);
     t->call.in[3] = bench_tensor(t, DTYPE_F32, table_rows, head_dim);
     for (int64_t p = 0; p < table_rows; p++) {
@@ -106,7 +240,7 @@ static inline void case_rope(struct bench *t, int variant) {
     }
     t->call.out[0] = t->call.in[0];
     t->call.out[1] = t->call.in[1];
-    bench_gradients(t, 2, variant & 2);
+    bench_gradients(t, variant & 64 ? 1 : 2, variant & 2);
     if (variant & 16) t->call.grad_in[0] = t->call.grad_out[0], t->call.grad_in[1] = t->call.grad_out[1];
 }
 
@@ -236,7 +370,8 @@ static inline void case_attention(struct bench *t, int variant) {
     case_attention_shape(t, attention_shapes(variant));
 }
 
-// --- linear. bit 0 three parts, bit 1 acc, bit 2 adapters, bit 3 dropout, bit 4 biases, bit 5 adapters on some rows
+// --- linear. bit 0 three parts, bit 1 acc, bit 2 adapters, bit 3 dropout, bit 4 biases, bit 5 adapters on some rows,
+// bit 6 all parts share one A, bit 7 the first part has no gradient
 static inline void case_linear(struct bench *t, int variant) {
     struct op_call *call = &t->call;
     int64_t rows = 7, in = 10, u_cols = 0;
@@ -272,10 +407,60 @@ static inline void case_linear(struct bench *t, int variant) {
             }
             t->pad = pad;
             u_cols += rank;
+            if (!(variant & 64) || i == 0) continue;
+            const struct lora_span *first = &call->p.linear.parts[0].spans[s]; // the rank of part 0, its A, its dropout
+            pad = t->pad, t->pad = 0;
+            span->module = first->module, span->u_begin = first->u_begin, span->a = first->a, span->da = first->da;
+            span->b = bench_values(t, dtype, out, first->a.rows);
+            span->db = tensor_present(&first->da) ? bench_values(t, dtype, out, first->a.rows) : (struct tensor){0};
+            t->pad = pad;
         }
         call->out[i] = bench_act(t, rows, out);
     }
     if (u_cols) call->saved[0] = bench_stat(t, rows, u_cols);
+    bench_gradients(t, call->p.linear.n_parts, variant & 2);
+    if (variant & 128) call->grad_out[0] = (struct tensor){0};
+}
+
+// --- linears of experts. bit 0 two parts, bit 1 acc, bit 2 adapters, bit 3 dropout, bit 4 biases
+static inline void case_moe_linear(struct bench *t, int variant) {
+    struct op_call *call = &t->call;
+    int64_t pairs = 14, in = 10, u_cols = 0, experts = 5;
+    call->op = OP_MOE_LINEAR_GROUP;
+    struct tensor unused;
+    call->in[0] = bench_act(t, pairs, in);
+    case_moe_map(t, pairs / 2, &unused, &call->in[1]);
+    call->in[2] = bench_keys(t, pairs);
+    struct step_scalars scalars = case_scalars();
+    call->scalars = bench_scalars(t, &scalars);
+    call->p.linear.n_parts = variant & 1 ? 2 : 1;
+    call->p.linear.experts = (int)experts;
+    for (int i = 0; i < call->p.linear.n_parts; i++) {
+        struct linear_part *part = &call->p.linear.parts[i];
+        int64_t out = 6 + 5 * i, rank = 2 + i;
+        struct weight *w = pool_array(&t->pool, (uint64_t)experts, sizeof *w);
+        bench_require(w, "memory");
+        for (int64_t e = 0; e < experts; e++) w[e] = *bench_weight(t, QUANT_F32, out, in, 0);
+        part->w = w;
+        part->bias = variant & 16 ? bench_weight(t, QUANT_F32, experts, out, 0) : NULL;
+        call->out[i] = bench_act(t, pairs, out);
+        if (!(variant & 4)) continue;
+        enum dtype dtype = bench_stat_dtype(t);
+        int64_t pad = t->pad;
+        t->pad = 0;
+        part->spans[part->n_spans++] = (struct lora_span){.row_end = pairs,
+                                                          .scale = 0.75f,
+                                                          .module = (uint32_t)(4 * i),
+                                                          .dropout = variant & 8 ? 0.25f : 0,
+                                                          .u_begin = u_cols,
+                                                          .a = bench_values(t, dtype, experts * rank, in),
+                                                          .b = bench_values(t, dtype, experts * out, rank),
+                                                          .da = bench_values(t, dtype, experts * rank, in),
+                                                          .db = bench_values(t, dtype, experts * out, rank)};
+        t->pad = pad;
+        u_cols += rank;
+    }
+    if (u_cols) call->saved[0] = bench_stat(t, pairs, u_cols);
     bench_gradients(t, call->p.linear.n_parts, variant & 2);
 }
 
@@ -327,13 +512,50 @@ static const struct op_case op_cases[] = {
     {"add_norm without s", OP_ADD_NORM, case_add_norm, 2 + 128},
     {"add", OP_ADD, case_add, 0},
     {"add acc", OP_ADD, case_add, 2},
+    {"norm heads", OP_NORM, case_norm_groups, 0},
+    {"norm heads shared acc", OP_NORM, case_norm_groups, 2 + 4 + 16 + 32},
+    {"norm heads layer bf16", OP_NORM, case_norm_groups, 1 + 4 + 8},
+    {"norm heads without weights", OP_NORM, case_norm_groups, 64},
+    {"add_norm scaled acc", OP_ADD_NORM, case_add_norm, 2 + 4 + 512},
+    {"add_norm scaled without y", OP_ADD_NORM, case_add_norm, 64 + 512},
+    {"add scaled", OP_ADD, case_add, 2 + 512},
     {"add half in place", OP_ADD, case_add, 2 + 16},
     {"add in place", OP_ADD, case_add, 32},
     {"glu silu", OP_GLU, case_glu, 0},
-    {"glu gelu", OP_GLU, case_glu, 1},
+    {"glu gelu tanh", OP_GLU, case_glu, 4},
+    {"glu gelu", OP_GLU, case_glu, 8},
+    {"glu clamped", OP_GLU, case_glu, 12},
     {"glu silu acc", OP_GLU, case_glu, 2},
-    {"glu gelu over its inputs", OP_GLU, case_glu, 1 + 16},
+    {"glu gelu over its inputs", OP_GLU, case_glu, 4 + 16},
     {"glu silu over its inputs", OP_GLU, case_glu, 16},
+    {"glu clamped interleaved acc", OP_GLU, case_glu, 2 + 12 + 32},
+    {"glu silu interleaved over its input", OP_GLU, case_glu, 16 + 32},
+    {"act silu", OP_ACT, case_act, 0},
+    {"act gelu tanh acc", OP_ACT, case_act, 2 + 4},
+    {"act gelu over its input", OP_ACT, case_act, 8 + 16},
+    {"act clamp", OP_ACT, case_act, 12},
+    {"gate", OP_GATE, case_gate, 0},
+    {"gate acc half", OP_GATE, case_gate, 2 + 4},
+    {"mla_keys", OP_MLA_KEYS, case_mla_keys, 0},
+    {"mla_keys acc", OP_MLA_KEYS, case_mla_keys, 2},
+    {"mla_keys without values", OP_MLA_KEYS, case_mla_keys, 4},
+    {"mla_keys without keys acc", OP_MLA_KEYS, case_mla_keys, 2 + 8},
+    {"moe_route softmax", OP_MOE_ROUTE, case_moe_route, 0},
+    {"moe_route softmax normalised acc", OP_MOE_ROUTE, case_moe_route, 2 + 64},
+    {"moe_route softmax groups", OP_MOE_ROUTE, case_moe_route, 16},
+    {"moe_route chosen", OP_MOE_ROUTE, case_moe_route, 4},
+    {"moe_route sigmoid groups bias", OP_MOE_ROUTE, case_moe_route, 8 + 16 + 32 + 64 + 128},
+    {"moe_route sigmoid plain", OP_MOE_ROUTE, case_moe_route, 8 + 128},
+    {"moe_route sparse mixer", OP_MOE_ROUTE, case_moe_route, 12},
+    {"moe_gather", OP_MOE_GATHER, case_moe_gather, 0},
+    {"moe_gather bare acc", OP_MOE_GATHER, case_moe_gather, 1 + 2},
+    {"moe_combine", OP_MOE_COMBINE, case_moe_combine, 0},
+    {"moe_combine bare acc", OP_MOE_COMBINE, case_moe_combine, 1 + 2},
+    {"moe_linear", OP_MOE_LINEAR_GROUP, case_moe_linear, 1},
+    {"moe_linear adapters acc", OP_MOE_LINEAR_GROUP, case_moe_linear, 1 + 2 + 4 + 16},
+    {"moe_linear adapters dropout", OP_MOE_LINEAR_GROUP, case_moe_linear, 4 + 8},
+    {"rope last dims", OP_ROPE, case_rope, 4 + 32},
+    {"rope last dims of one acc", OP_ROPE, case_rope, 1 + 2 + 4 + 8 + 32 + 64},
     {"rope pairs", OP_ROPE, case_rope, 0},
     {"rope pairs partial acc", OP_ROPE, case_rope, 2 + 4},
     {"rope halves", OP_ROPE, case_rope, 1},
@@ -356,6 +578,9 @@ static const struct op_case op_cases[] = {
     {"linear adapter", OP_LINEAR_GROUP, case_linear, 4},
     {"linear three adapters dropout", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8},
     {"linear spans dropout bias acc", OP_LINEAR_GROUP, case_linear, 1 + 2 + 4 + 8 + 16 + 32},
+    {"linear shared A", OP_LINEAR_GROUP, case_linear, 1 + 4 + 64},
+    {"linear shared A dropout acc", OP_LINEAR_GROUP, case_linear, 1 + 2 + 4 + 8 + 16 + 64},
+    {"linear shared A without the first part", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8 + 64 + 128},
     {"logprob", OP_TOKEN_LOGPROB, case_logprob, 0},
     {"logprob acc cap", OP_TOKEN_LOGPROB, case_logprob, 2 + 4},
     {"logprob scale one chunk", OP_TOKEN_LOGPROB, case_logprob, 8 + 16},

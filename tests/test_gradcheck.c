@@ -48,13 +48,14 @@ static int slots_of(const struct bench *t, struct slot *slots) {
         if (tensor_present(&call->grad_in[i]))
             slots[n++] = (struct slot){names[i], call->in[i], call->grad_in[i], call->acc[i]};
     }
-    if (call->op != OP_LINEAR_GROUP) return n;
+    if (call->op != OP_LINEAR_GROUP && call->op != OP_MOE_LINEAR_GROUP) return n;
     for (int i = 0; i < call->p.linear.n_parts; i++) {
         for (int s = 0; s < call->p.linear.parts[i].n_spans; s++) {
             const struct lora_span *span = &call->p.linear.parts[i].spans[s];
             if (!tensor_present(&span->da)) continue;
-            slots[n++] = (struct slot){"adapter A", span->a, span->da, true};
-            slots[n++] = (struct slot){"adapter B", span->b, span->db, true};
+            bool shared = i > 0 && span->a.offset == call->p.linear.parts[0].spans[s].a.offset;
+            if (!shared) slots[n++] = (struct slot){"adapter A", span->a, span->da, true};
+            if (tensor_present(&call->grad_out[i])) slots[n++] = (struct slot){"adapter B", span->b, span->db, true};
         }
     }
     return n;
@@ -205,6 +206,21 @@ TEST(test_linear_group) {
 TEST(test_token_logprob) {
     check_op(OP_TOKEN_LOGPROB);
 }
+TEST(test_act) {
+    check_op(OP_ACT);
+}
+TEST(test_gate) {
+    check_op(OP_GATE);
+}
+TEST(test_mla_keys) {
+    check_op(OP_MLA_KEYS);
+}
+TEST(test_mixture_of_experts) {
+    check_op(OP_MOE_ROUTE);
+    check_op(OP_MOE_GATHER);
+    check_op(OP_MOE_LINEAR_GROUP);
+    check_op(OP_MOE_COMBINE);
+}
 
 TEST(test_every_differentiable_op_has_a_case) {
     for (int op = 0; op < OP_COUNT; op++) {
@@ -276,5 +292,6 @@ TEST(test_planted_errors_are_caught) {
 }
 
 TEST_MAIN(CASE(test_norm), CASE(test_add_norm), CASE(test_add), CASE(test_glu), CASE(test_rope), CASE(test_attention),
-          CASE(test_linear_group), CASE(test_token_logprob), CASE(test_every_differentiable_op_has_a_case),
+          CASE(test_linear_group), CASE(test_token_logprob), CASE(test_act), CASE(test_gate), CASE(test_mla_keys),
+          CASE(test_mixture_of_experts), CASE(test_every_differentiable_op_has_a_case),
           CASE(test_planted_errors_are_caught))

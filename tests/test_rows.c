@@ -77,7 +77,16 @@ static const struct op_case row_cases[] = {
     {"add_norm many", OP_ADD_NORM, case_add_norm, 2 + 4 + CASE_MANY_ROWS},
     {"add many", OP_ADD, case_add, 2 + CASE_MANY_ROWS},
     {"glu silu many", OP_GLU, case_glu, CASE_MANY_ROWS},
-    {"glu gelu many", OP_GLU, case_glu, 1 + 16 + CASE_MANY_ROWS},
+    {"glu gelu many", OP_GLU, case_glu, 4 + 16 + CASE_MANY_ROWS},
+    {"glu clamped interleaved many", OP_GLU, case_glu, 12 + 32 + CASE_MANY_ROWS},
+    {"act many", OP_ACT, case_act, 4 + CASE_MANY_ROWS},
+    {"gate many", OP_GATE, case_gate, 2 + CASE_MANY_ROWS},
+    {"mla_keys many", OP_MLA_KEYS, case_mla_keys, 2 + CASE_MANY_ROWS},
+    {"moe_route many", OP_MOE_ROUTE, case_moe_route, 64 + CASE_MANY_ROWS},
+    {"moe_route sigmoid many", OP_MOE_ROUTE, case_moe_route, 8 + 16 + 32 + 64 + 128 + CASE_MANY_ROWS},
+    {"moe_gather many", OP_MOE_GATHER, case_moe_gather, 2 + CASE_MANY_ROWS},
+    {"moe_combine many", OP_MOE_COMBINE, case_moe_combine, 2 + CASE_MANY_ROWS},
+    {"norm heads many", OP_NORM, case_norm_groups, 4 + 16 + CASE_MANY_ROWS},
     {"rope pairs many", OP_ROPE, case_rope, 4 + 8 + CASE_MANY_ROWS},
     {"rope halves many", OP_ROPE, case_rope, 1 + 4 + 8 + CASE_MANY_ROWS},
 };
@@ -105,6 +114,20 @@ TEST(test_add) {
 }
 TEST(test_glu) {
     compare_op(OP_GLU);
+}
+TEST(test_act) {
+    compare_op(OP_ACT);
+}
+TEST(test_gate) {
+    compare_op(OP_GATE);
+}
+TEST(test_mla_keys) {
+    compare_op(OP_MLA_KEYS);
+}
+TEST(test_mixture_of_experts) {
+    compare_op(OP_MOE_ROUTE);
+    compare_op(OP_MOE_GATHER);
+    compare_op(OP_MOE_COMBINE);
 }
 TEST(test_rope) {
     compare_op(OP_ROPE);
@@ -319,6 +342,7 @@ TEST(test_adamw_formulas) {
     bench_runner_close(&r);
 }
 
-TEST_MAIN(CASE(test_embed), CASE(test_norm), CASE(test_add_norm), CASE(test_add), CASE(test_glu), CASE(test_rope),
-          CASE(test_copies), CASE(test_recompute), CASE(test_indices_outside), CASE(test_nan_passes),
-          CASE(test_grad_norm), CASE(test_adamw), CASE(test_adamw_formulas))
+TEST_MAIN(CASE(test_embed), CASE(test_norm), CASE(test_add_norm), CASE(test_add), CASE(test_glu), CASE(test_act),
+          CASE(test_gate), CASE(test_mla_keys), CASE(test_mixture_of_experts), CASE(test_rope), CASE(test_copies),
+          CASE(test_recompute), CASE(test_indices_outside), CASE(test_nan_passes), CASE(test_grad_norm),
+          CASE(test_adamw), CASE(test_adamw_formulas))

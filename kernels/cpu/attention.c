@@ -248,7 +248,8 @@ static void close_task(void *context, int64_t i, int thread) {
     const struct op_call *call = j->call;
     int64_t begin = i * ROWS_PER_TASK, end = begin + ROWS_PER_TASK;
     (void)thread;
-    struct pass_args a = {.x_dtype = DTYPE_F32,
+    struct pass_args a = {.scale = 1,
+                          .x_dtype = DTYPE_F32,
                           .y_dtype = call->grad_in[0].dtype,
                           .cols = call->in[0].cols,
                           .x = j->args.dq,

@@ -20,11 +20,12 @@
 
 // --- instruction sets
 
-static const struct cpu_isa isa_c = {"c", &gemm_isa_c, &rows_isa_c, &attention_isa_c};
-static const struct cpu_isa isa_avx2 = {"avx2", &gemm_isa_avx2, &rows_isa_avx2, &attention_isa_avx2};
-static const struct cpu_isa isa_avx512 = {"avx512", &gemm_isa_avx512, &rows_isa_avx512, &attention_isa_avx512};
+static const struct cpu_isa isa_c = {"c", &gemm_isa_c, &rows_isa_c, &attention_isa_c, &moe_isa_c};
+static const struct cpu_isa isa_avx2 = {"avx2", &gemm_isa_avx2, &rows_isa_avx2, &attention_isa_avx2, &moe_isa_avx2};
+static const struct cpu_isa isa_avx512 = {"avx512", &gemm_isa_avx512, &rows_isa_avx512, &attention_isa_avx512,
+                                          &moe_isa_avx512};
 static const struct cpu_isa isa_avx512bf16 = {"avx512bf16", &gemm_isa_avx512bf16, &rows_isa_avx512,
-                                              &attention_isa_avx512};
+                                              &attention_isa_avx512, &moe_isa_avx512};
 
 struct cpu_features {
     bool avx2;       // with FMA and F16C, as the files are compiled
@@ -190,7 +191,14 @@ static const struct kernel cpu_kernels[OP_COUNT] = {
     [OP_ROPE] = {BOTH(rope), .workspace_bytes = no_workspace},
     [OP_GLU] = {BOTH(glu), .workspace_bytes = no_workspace},
     [OP_ATTENTION] = {BOTH(attention), .workspace_bytes = cpu_attention_workspace},
+    [OP_ACT] = {BOTH(act), .workspace_bytes = no_workspace},
     [OP_ADD] = {BOTH(add), .workspace_bytes = no_workspace},
+    [OP_GATE] = {BOTH(gate), .workspace_bytes = no_workspace},
+    [OP_MLA_KEYS] = {BOTH(mla_keys), .workspace_bytes = no_workspace},
+    [OP_MOE_ROUTE] = {BOTH(moe_route), .workspace_bytes = cpu_moe_route_workspace},
+    [OP_MOE_GATHER] = {BOTH(moe_gather), .workspace_bytes = no_workspace},
+    [OP_MOE_LINEAR_GROUP] = {BOTH(moe_linear_group), .workspace_bytes = cpu_moe_linear_group_workspace},
+    [OP_MOE_COMBINE] = {BOTH(moe_combine), .workspace_bytes = no_workspace},
     [OP_TOKEN_LOGPROB] = {BOTH(token_logprob), .workspace_bytes = cpu_token_logprob_workspace},
     [OP_LOGITS] = {cpu_logits, no_backward, .workspace_bytes = cpu_logits_workspace},
     [OP_KV_WRITE] = {cpu_kv_write, no_backward, .workspace_bytes = no_workspace},

@@ -15,6 +15,9 @@ CPU_KERNEL(add_norm);
 int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err); // y again from s
 CPU_KERNEL(rope);
 CPU_KERNEL(glu);
+CPU_KERNEL(act);
+CPU_KERNEL(gate);
+CPU_KERNEL(mla_keys);
 CPU_KERNEL(add);
 int cpu_kv_write(struct backend *backend, const struct op_call *call, struct error *err);
 int cpu_fill(struct backend *backend, const struct op_call *call, struct error *err);
@@ -27,6 +30,14 @@ size_t cpu_attention_workspace(const struct op_call *call, bool backward, int th
 // linear.c (packed GEMM, adapters)
 CPU_KERNEL(linear_group);
 size_t cpu_linear_group_workspace(const struct op_call *call, bool backward, int threads);
+
+// moe.c
+CPU_KERNEL(moe_route);
+size_t cpu_moe_route_workspace(const struct op_call *call, bool backward, int threads);
+CPU_KERNEL(moe_gather);
+CPU_KERNEL(moe_linear_group);
+size_t cpu_moe_linear_group_workspace(const struct op_call *call, bool backward, int threads);
+CPU_KERNEL(moe_combine);
 
 // logprob.c (head)
 CPU_KERNEL(token_logprob);

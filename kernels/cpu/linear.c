@@ -70,6 +70,14 @@ static void linear_open(struct linear *l, const struct cpu_backend *b, const str
     }
 }
 
+// Spans of several parts may share an A: the first of them stands for all where A is concerned.
+static bool follows(const struct linear *l, int i) {
+    for (int k = 0; k < i; k++) {
+        if (l->spans[k].span->u_begin == l->spans[i].span->u_begin) return true;
+    }
+    return false;
+}
+
 static void linear_run(struct linear *l) {
     if (l->n_jobs) gemm_run(l->b->threads, l->b->isa->gemm, l->jobs, l->n_jobs, l->gemm_workspace);
     l->n_jobs = l->n_terms = l->n_sources = 0;
@@ -118,6 +126,10 @@ static void set_left(struct gemm_term *term, const struct linear *l, const struc
 static void adapters_down(struct linear *l) {
     for (int i = 0; i < l->n_spans;) {
         const struct lora_span *first = l->spans[i].span;
+        if (follows(l, i)) {
+            i++;
+            continue;
+        }
         int64_t rows = first->row_end - first->row_begin;
         struct gemm_term *term =
             add_term(l, (struct gemm_term){.lanes_are_rows = true, .k = first->a.cols, .row_end = rows});
@@ -206,23 +218,39 @@ static void adapters_up(struct linear *l) {
     bool dx = tensor_present(&l->call->grad_in[0]);
     for (int i = 0; i < l->n_spans; i++) {
         const struct lora_span *span = l->spans[i].span;
-        const struct tensor *dy = &l->call->grad_out[l->spans[i].part];
-        if (!tensor_present(dy) || !(dx || tensor_present(&span->da))) continue;
+        if (follows(l, i)) continue;
         int64_t rows = span->row_end - span->row_begin;
-        struct gemm_term *term = add_term(l, (struct gemm_term){.k = span->b.rows,
-                                                                .row_end = rows,
-                                                                .sources = add_source(l, of_tensor(l, &span->b)),
-                                                                .n_sources = 1});
-        set_left(term, l, dy, span->row_begin);
-        add_job(l, (struct gemm_job){.m = rows,
-                                     .n = span->b.cols,
-                                     .c = l->v + span->row_begin * l->ldv + span->u_begin,
-                                     .ldc = l->ldv,
-                                     .scale = span->scale,
-                                     .n_terms = 1,
-                                     .terms = term});
+        struct gemm_job job = {.m = rows,
+                               .n = span->b.cols,
+                               .c = l->v + span->row_begin * l->ldv + span->u_begin,
+                               .ldc = l->ldv,
+                               .scale = span->scale};
+        for (int k = i; k < l->n_spans; k++) { // every part that shares this A
+            const struct lora_span *same = l->spans[k].span;
+            const struct tensor *dy = &l->call->grad_out[l->spans[k].part];
+            if (same->u_begin != span->u_begin || !tensor_present(dy)) continue;
+            struct gemm_term *term = add_term(l, (struct gemm_term){.k = same->b.rows,
+                                                                    .row_end = rows,
+                                                                    .sources = add_source(l, of_tensor(l, &same->b)),
+                                                                    .n_sources = 1});
+            set_left(term, l, dy, span->row_begin);
+            if (job.n_terms++ == 0) job.terms = term;
+        }
+        if (job.n_terms && (dx || tensor_present(&span->da))) add_job(l, job);
     }
     linear_run(l);
+}
+
+// Is there a V for this span, that is, did a gradient arrive at one of the parts that share its A?
+static bool has_v(const struct linear *l, int i) {
+    if (follows(l, i)) return false;
+    for (int k = i; k < l->n_spans; k++) {
+        if (l->spans[k].span->u_begin == l->spans[i].span->u_begin &&
+            tensor_present(&l->call->grad_out[l->spans[k].part])) {
+            return true;
+        }
+    }
+    return false;
 }
 
 // dA += V^T dropout(x), or dB^T += U^T dY: the inner index runs over the adapter's rows. A gradient that several spans
@@ -244,7 +272,7 @@ static void adapter_gradient(struct linear *l, int which, bool is_a) {
         const struct tensor *same = is_a ? &span->da : &span->db, *dy = &l->call->grad_out[l->spans[i].part];
         if (!tensor_present(same) || same->offset != grad->offset) continue;
         if (i < which) return; // that one's job
-        if (!tensor_present(dy)) continue;
+        if (is_a ? !has_v(l, i) : !tensor_present(dy)) continue;
         const struct tensor *right = is_a ? &l->call->in[0] : dy;
         int64_t ld = is_a ? l->ldv : l->ldu, rows = span->row_end - span->row_begin;
         struct tensor some = tensor_rows(*right, span->row_begin, span->row_end);
@@ -263,6 +291,25 @@ static void adapter_gradient(struct linear *l, int which, bool is_a) {
         if (job.n_terms++ == 0) job.terms = term;
     }
     if (job.n_terms) add_job(l, job);
+}
+
+// The terms V A of the adapters of a part, masked where x was.
+static void input_gradient_adapters(struct linear *l, int part) {
+    for (int s = 0; s < l->n_spans; s++) {
+        if (l->spans[s].part != part || !has_v(l, s)) continue;
+        const struct lora_span *span = l->spans[s].span;
+        struct gemm_term *term = add_term(l, (struct gemm_term){.x = l->v + span->u_begin,
+                                                                .x_row = l->ldv,
+                                                                .x_k = 1,
+                                                                .k = span->a.rows,
+                                                                .row_begin = span->row_begin,
+                                                                .row_end = span->row_end,
+                                                                .sources = add_source(l, of_tensor(l, &span->a)),
+                                                                .n_sources = 1});
+        if (span->dropout == 0) continue;
+        term->masked = GEMM_MASK_PRODUCT;
+        term->dropout = dropout_of(l, span, 0);
+    }
 }
 
 // dX = [dX +] sum of dY_i W_i + V_i A_i, the second masked where x was.
@@ -288,22 +335,10 @@ static void input_gradient(struct linear *l) {
                                            .sources = add_source(l, gemm_source_weight(l->b->isa->gemm, w, false)),
                                            .n_sources = 1});
         set_left(base, l, dy, 0);
-        for (int s = 0; s < l->n_spans; s++) {
-            if (l->spans[s].part != i) continue;
-            const struct lora_span *span = l->spans[s].span;
-            struct gemm_term *term = add_term(l, (struct gemm_term){.x = l->v + span->u_begin,
-                                                                    .x_row = l->ldv,
-                                                                    .x_k = 1,
-                                                                    .k = span->a.rows,
-                                                                    .row_begin = span->row_begin,
-                                                                    .row_end = span->row_end,
-                                                                    .sources = add_source(l, of_tensor(l, &span->a)),
-                                                                    .n_sources = 1});
-            if (span->dropout > 0) {
-                term->masked = GEMM_MASK_PRODUCT;
-                term->dropout = dropout_of(l, span, 0);
-            }
-        }
+        input_gradient_adapters(l, i);
+    }
+    for (int i = 0; i < call->p.linear.n_parts; i++) { // an A may be shared with a part that has no gradient itself
+        if (!tensor_present(&call->grad_out[i])) input_gradient_adapters(l, i);
     }
     job.n_terms = l->n_terms;
     if (job.n_terms) add_job(l, job);

@@ -27,7 +27,8 @@ static void grad_add_task(void *context, int64_t i, int thread) {
     const struct grad_add_job *job = context;
     int64_t begin = i * PIECE, n = job->n - begin < PIECE ? job->n - begin : PIECE;
     (void)thread;
-    struct pass_args a = {.x_dtype = DTYPE_F32,
+    struct pass_args a = {.scale = 1,
+                          .x_dtype = DTYPE_F32,
                           .y_dtype = DTYPE_F32,
                           .cols = n,
                           .x = {(char *)(job->g + begin), n},

@@ -68,4 +68,15 @@ int reference_logits(struct cpu_backend *b, const struct op_call *call, struct e
 int reference_token_logprob(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_token_logprob_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_attention(struct cpu_backend *b, const struct op_call *call, struct error *err);
+// reference_moe.c
+void reference_gate(struct cpu_backend *b, const struct op_call *call);
+void reference_gate_backward(struct cpu_backend *b, const struct op_call *call);
+void reference_mla_keys(struct cpu_backend *b, const struct op_call *call);
+void reference_mla_keys_backward(struct cpu_backend *b, const struct op_call *call);
+int reference_moe_route(struct cpu_backend *b, const struct op_call *call, struct error *err);
+int reference_moe_route_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);
+void reference_moe_gather(struct cpu_backend *b, const struct op_call *call);
+void reference_moe_gather_backward(struct cpu_backend *b, const struct op_call *call);
+void reference_moe_combine(struct cpu_backend *b, const struct op_call *call);
+void reference_moe_combine_backward(struct cpu_backend *b, const struct op_call *call);
 int reference_attention_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);

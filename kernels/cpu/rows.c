@@ -24,7 +24,7 @@ static void row_task(void *context, int64_t i, int thread) {
     job->kernel(job->args, begin, end < job->rows ? end : job->rows);
 }
 
-static void run_rows(struct cpu_backend *b, row_kernel kernel, const void *args, int64_t rows, int64_t cols) {
+void rows_run(struct cpu_backend *b, row_kernel kernel, const void *args, int64_t rows, int64_t cols) {
     int64_t chunk = TASK_ELEMENTS / (cols > 0 ? cols : 1);
     if (chunk < 1) chunk = 1;
     struct row_job job = {kernel, args, rows, chunk};
@@ -100,7 +100,7 @@ int cpu_embed_forward(struct backend *backend, const struct op_call *call, struc
     struct embed_args a = {.call = call, .b = b};
     const struct step_scalars *scalars = cpu_scalars(b, call);
     if (scalars) a.key = (struct random_key){scalars->seed, scalars->random_step, (uint32_t)RANDOM_NEFTUNE << 24};
-    run_rows(b, embed_rows, &a, ids->rows, w->cols);
+    rows_run(b, embed_rows, &a, ids->rows, w->cols);
     return 0;
 }
 
@@ -113,28 +113,38 @@ int cpu_embed_backward(struct backend *backend, const struct op_call *call, stru
 
 size_t cpu_norm_workspace(const struct op_call *call, bool backward, int threads) {
     (void)backward, (void)threads;
-    return 2 * (size_t)call->p.norm.w->cols * sizeof(float);
+    return 2 * (size_t)call->in[0].cols * sizeof(float);
+}
+
+// Weight and bias of the columns, or of the columns of a group.
+static void norm_values(const union op_params *p, int64_t cols, float *w, float *bias) {
+    if (p->norm.w)
+        weight_decode(p->norm.w, 0, 0, p->norm.w->cols, w);
+    else
+        for (int64_t i = 0; i < cols; i++) w[i] = 1;
+    for (int64_t i = 0; p->norm.w && p->norm.plus_one && i < p->norm.w->cols; i++) w[i] += 1;
+    if (p->norm.bias) weight_decode(p->norm.bias, 0, 0, p->norm.bias->cols, bias);
 }
 
 // The argument block without its activations; weight and bias are decoded into the workspace.
 static int norm_open(struct cpu_backend *b, const struct op_call *call, struct norm_args *a, struct error *err) {
-    const struct weight *w = call->p.norm.w, *bias = call->p.norm.bias;
+    int64_t cols = call->in[0].cols, group = cols / call->p.norm.groups;
     if (tensor_bytes(&call->workspace) < cpu_norm_workspace(call, false, 1)) {
         return error_set(err, STATUS_INTERNAL, "workspace too small");
     }
     float *values = cpu_f32(b, &call->workspace);
     *a = (struct norm_args){.dtype = call->in[0].dtype,
                             .kind = call->p.norm.kind,
-                            .cols = w->cols,
+                            .cols = group,
+                            .groups = call->p.norm.groups,
+                            .step = call->p.norm.w && call->p.norm.w->cols < cols ? 0 : group,
                             .eps = call->p.norm.eps,
+                            .scale = call->p.norm.scale,
                             .w = values,
+                            .bias = call->p.norm.bias ? values + cols : NULL,
                             .rstd = matrix_of(b, &call->saved[0]),
                             .mean = matrix_of(b, &call->saved[1])};
-    weight_decode(w, 0, 0, w->cols, values);
-    if (bias) {
-        a->bias = values + w->cols;
-        weight_decode(bias, 0, 0, w->cols, values + w->cols);
-    }
+    norm_values(&call->p, cols, values, values + cols);
     return 0;
 }
 
@@ -145,7 +155,7 @@ int cpu_norm_forward(struct backend *backend, const struct op_call *call, struct
     if (norm_open(b, call, &a, err)) return -1;
     a.x = matrix_of(b, &call->in[0]);
     a.y = matrix_of(b, &call->out[0]);
-    run_rows(b, b->isa->rows->norm, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->norm, &a, call->in[0].rows, call->in[0].cols);
     return 0;
 }
 
@@ -158,7 +168,7 @@ int cpu_add_norm_forward(struct backend *backend, const struct op_call *call, st
     a.r = matrix_of(b, &call->in[1]);
     a.s = matrix_of(b, &call->out[0]);
     a.y = matrix_of(b, &call->out[1]);
-    run_rows(b, b->isa->rows->norm, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->norm, &a, call->in[0].rows, call->in[0].cols);
     return 0;
 }
 
@@ -176,7 +186,7 @@ int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, 
     if (need_statistics(call, err) || norm_open(b, call, &a, err)) return -1;
     a.x = matrix_of(b, &call->out[0]);
     a.y = matrix_of(b, &call->out[1]);
-    run_rows(b, b->isa->rows->norm_again, &a, call->out[0].rows, a.cols);
+    rows_run(b, b->isa->rows->norm_again, &a, call->out[0].rows, call->in[0].cols);
     return 0;
 }
 
@@ -191,13 +201,13 @@ int cpu_norm_backward(struct backend *backend, const struct op_call *call, struc
     a.dy = matrix_of(b, &call->grad_out[0]);
     a.dx = matrix_of(b, &call->grad_in[0]);
     a.acc_x = call->acc[0];
-    run_rows(b, b->isa->rows->norm_backward, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->norm_backward, &a, call->in[0].rows, call->in[0].cols);
     return 0;
 }
 
 // Stores or adds the gradient of a sum into both of its inputs. An input whose gradient shares the buffer of the
-// output's has it already; two inputs that share one buffer get it once.
-static void pass_gradient(struct cpu_backend *b, const struct op_call *call) {
+// output's has it already; two inputs that share one buffer get it once. The second input is scaled by `scale`.
+static void pass_gradient(struct cpu_backend *b, const struct op_call *call, float scale) {
     const struct tensor *g = &call->grad_out[0];
     for (int i = 0; i < 2; i++) {
         const struct tensor *to = &call->grad_in[i];
@@ -207,8 +217,9 @@ static void pass_gradient(struct cpu_backend *b, const struct op_call *call) {
                               .cols = g->cols,
                               .x = matrix_of(b, g),
                               .y = matrix_of(b, to),
+                              .scale = i == 1 ? scale : 1,
                               .acc = call->acc[i]};
-        run_rows(b, b->isa->rows->pass, &a, g->rows, g->cols);
+        rows_run(b, b->isa->rows->pass, &a, g->rows, g->cols);
     }
 }
 
@@ -216,7 +227,7 @@ int cpu_add_norm_backward(struct backend *backend, const struct op_call *call, s
     struct cpu_backend *b = self(backend);
     struct norm_args a;
     if (!b->isa) return reference_backward(b, call, err);
-    if (!tensor_present(&call->grad_out[1])) return pass_gradient(b, call), 0; // y was not used
+    if (!tensor_present(&call->grad_out[1])) return pass_gradient(b, call, call->p.norm.scale), 0;
     if (need_statistics(call, err) || norm_open(b, call, &a, err)) return -1;
     a.x = matrix_of(b, &call->out[0]);
     a.ds = matrix_of(b, &call->grad_out[0]);
@@ -227,7 +238,7 @@ int cpu_add_norm_backward(struct backend *backend, const struct op_call *call, s
         a.dr = matrix_of(b, &call->grad_in[1]);
         a.acc_r = call->acc[1];
     }
-    run_rows(b, b->isa->rows->norm_backward, &a, call->out[0].rows, a.cols);
+    rows_run(b, b->isa->rows->norm_backward, &a, call->out[0].rows, call->in[0].cols);
     return 0;
 }
 
@@ -251,6 +262,7 @@ static int rope_pass(struct cpu_backend *b, const struct op_call *call, bool inv
                               .cols = from->cols,
                               .head_dim = call->p.rope.head_dim,
                               .rotary_dim = call->p.rope.rotary_dim,
+                              .first = call->p.rope.first,
                               .x = matrix_of(b, from),
                               .y = matrix_of(b, to),
                               .position = cpu_i32(b, position),
@@ -259,7 +271,7 @@ static int rope_pass(struct cpu_backend *b, const struct op_call *call, bool inv
                               .table_ld = table->ld,
                               .inverse = inverse,
                               .acc = inverse && call->acc[i]};
-        run_rows(b, b->isa->rows->rope, &a, from->rows, from->cols);
+        rows_run(b, b->isa->rows->rope, &a, from->rows, from->cols);
     }
     return 0;
 }
@@ -274,12 +286,14 @@ int cpu_rope_backward(struct backend *backend, const struct op_call *call, struc
     return b->isa ? rope_pass(b, call, true, err) : reference_backward(b, call, err);
 }
 
-// --- gated linear unit
+// --- activations and gated linear units
 
 static struct glu_args glu_open(struct cpu_backend *b, const struct op_call *call) {
     return (struct glu_args){.dtype = call->in[0].dtype,
-                             .kind = call->p.glu.kind,
-                             .cols = call->in[0].cols,
+                             .kind = call->p.act.kind,
+                             .limit = call->p.act.limit,
+                             .alpha = call->p.act.alpha,
+                             .cols = call->out[0].cols,
                              .gate = matrix_of(b, &call->in[0]),
                              .up = matrix_of(b, &call->in[1]),
                              .h = matrix_of(b, &call->out[0]),
@@ -294,7 +308,7 @@ int cpu_glu_forward(struct backend *backend, const struct op_call *call, struct 
     struct cpu_backend *b = self(backend);
     if (!b->isa) return reference_forward(b, call, err);
     struct glu_args a = glu_open(b, call);
-    run_rows(b, b->isa->rows->glu, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->glu, &a, call->in[0].rows, a.cols);
     return 0;
 }
 
@@ -303,7 +317,101 @@ int cpu_glu_backward(struct backend *backend, const struct op_call *call, struct
     if (!b->isa) return reference_backward(b, call, err);
     struct glu_args a = glu_open(b, call);
     if (!a.dh.p) return error_set(err, STATUS_INTERNAL, "no gradient of h");
-    run_rows(b, b->isa->rows->glu_backward, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->glu_backward, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+static struct act_args act_open(struct cpu_backend *b, const struct op_call *call) {
+    return (struct act_args){.dtype = call->in[0].dtype,
+                             .kind = call->p.act.kind,
+                             .limit = call->p.act.limit,
+                             .cols = call->in[0].cols,
+                             .x = matrix_of(b, &call->in[0]),
+                             .y = matrix_of(b, &call->out[0]),
+                             .dy = matrix_of(b, &call->grad_out[0]),
+                             .dx = matrix_of(b, &call->grad_in[0]),
+                             .acc = call->acc[0]};
+}
+
+int cpu_act_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    struct act_args a = act_open(b, call);
+    rows_run(b, b->isa->rows->act, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_act_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_backward(b, call, err);
+    struct act_args a = act_open(b, call);
+    if (!a.dy.p) return error_set(err, STATUS_INTERNAL, "no gradient of y");
+    if (a.dx.p) rows_run(b, b->isa->rows->act_backward, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+// --- gates of shared experts
+
+static struct gate_args gate_open(struct cpu_backend *b, const struct op_call *call) {
+    return (struct gate_args){.dtype = call->in[0].dtype,
+                              .cols = call->in[0].cols,
+                              .x = matrix_of(b, &call->in[0]),
+                              .g = matrix_of(b, &call->in[1]),
+                              .y = matrix_of(b, &call->out[0]),
+                              .dy = matrix_of(b, &call->grad_out[0]),
+                              .dx = matrix_of(b, &call->grad_in[0]),
+                              .dg = matrix_of(b, &call->grad_in[1]),
+                              .acc_x = call->acc[0],
+                              .acc_g = call->acc[1]};
+}
+
+int cpu_gate_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    struct gate_args a = gate_open(b, call);
+    rows_run(b, b->isa->rows->gate, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+int cpu_gate_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_backward(b, call, err);
+    struct gate_args a = gate_open(b, call);
+    if (!a.dy.p) return error_set(err, STATUS_INTERNAL, "no gradient of y");
+    rows_run(b, b->isa->rows->gate_backward, &a, call->in[0].rows, a.cols);
+    return 0;
+}
+
+// --- keys of multi-head latent attention
+
+static struct mla_args mla_open(const struct cpu_backend *b, const struct op_call *call, const struct tensor *in,
+                                const struct tensor *out) {
+    return (struct mla_args){.dtype = call->in[0].dtype,
+                             .heads = call->p.mla.heads,
+                             .nope = call->p.mla.nope,
+                             .v_dim = call->p.mla.v_dim,
+                             .r_cols = call->in[1].cols,
+                             .kv = matrix_of(b, &in[0]),
+                             .r = matrix_of(b, &in[1]),
+                             .k = matrix_of(b, &out[0]),
+                             .v = matrix_of(b, &out[1]),
+                             .acc_kv = call->acc[0],
+                             .acc_r = call->acc[1]};
+}
+
+int cpu_mla_keys_forward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_forward(b, call, err);
+    struct mla_args a = mla_open(b, call, call->in, call->out);
+    rows_run(b, b->isa->rows->mla, &a, call->in[0].rows, call->out[0].cols);
+    return 0;
+}
+
+int cpu_mla_keys_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    struct cpu_backend *b = self(backend);
+    if (!b->isa) return reference_backward(b, call, err);
+    struct mla_args a = mla_open(b, call, call->grad_in, call->grad_out);
+    rows_run(b, b->isa->rows->mla_backward, &a, call->in[0].rows, call->out[0].cols);
     return 0;
 }
 
@@ -317,15 +425,16 @@ int cpu_add_forward(struct backend *backend, const struct op_call *call, struct 
                           .cols = call->in[0].cols,
                           .x = matrix_of(b, &call->in[0]),
                           .r = matrix_of(b, &call->in[1]),
+                          .scale = call->p.add.scale,
                           .y = matrix_of(b, &call->out[0])};
-    run_rows(b, b->isa->rows->pass, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->pass, &a, call->in[0].rows, a.cols);
     return 0;
 }
 
 int cpu_add_backward(struct backend *backend, const struct op_call *call, struct error *err) {
     struct cpu_backend *b = self(backend);
     if (!b->isa) return reference_backward(b, call, err);
-    pass_gradient(b, call);
+    pass_gradient(b, call, call->p.add.scale);
     return 0;
 }
 
@@ -336,8 +445,9 @@ int cpu_copy(struct backend *backend, const struct op_call *call, struct error *
                           .y_dtype = call->out[0].dtype,
                           .cols = call->in[0].cols,
                           .x = matrix_of(b, &call->in[0]),
+                          .scale = 1,
                           .y = matrix_of(b, &call->out[0])};
-    run_rows(b, b->isa->rows->pass, &a, call->in[0].rows, a.cols);
+    rows_run(b, b->isa->rows->pass, &a, call->in[0].rows, a.cols);
     return 0;
 }
 
@@ -403,6 +513,6 @@ int cpu_fill(struct backend *backend, const struct op_call *call, struct error *
     if (!b->isa) return reference_forward(b, call, err);
     const struct tensor *t = &call->out[0];
     struct fill_args a = {cpu_at(b, t), t->ld * (int64_t)dtype_size(t->dtype), t->cols, t->dtype, call->p.fill.value};
-    run_rows(b, fill_rows, &a, t->rows, t->cols);
+    rows_run(b, fill_rows, &a, t->rows, t->cols);
     return 0;
 }

@@ -26,3 +26,17 @@ double det_log(double x) {
     double e = exponent;
     return e * 6.93147180369123816490e-01 + (e * 1.90821492927058770002e-10 + 2 * s * sum + 2 * s);
 }
+
+// x = n ln 2 + r with |r| <= 0.347; e^r as a series whose last term is below 1e-18.
+double det_exp(double x) {
+    if (isnan(x)) return x;
+    if (x < -708) return 0;
+    if (x > 709) return INFINITY;
+    double n = floor(x * 1.4426950408889634074 + 0.5);
+    double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10, sum = 1;
+    for (int i = 15; i >= 1; i--) sum = 1 + sum * r / i;
+    uint64_t u = (uint64_t)((int64_t)n + 1023) << 52;
+    double scale;
+    memcpy(&scale, &u, 8);
+    return sum * scale;
+}

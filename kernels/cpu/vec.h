@@ -339,6 +339,25 @@ static inline v16 v16_sigmoid(v16 x) {
     v16 one = v16_set1(1.0f);
     return v16_div(one, v16_add(one, v16_exp(v16_sub(v16_zero(), x))));
 }
+// The error function: a quotient of polynomials in x^2 up to |x| = 3.95, where it is 1; fitted by least squares,
+// absolute error 4e-7.
+static inline v16 v16_erf(v16 x) {
+    v16 end = v16_set1(3.95f), z;
+    x = v16_max(v16_min(x, end), v16_sub(v16_zero(), end));
+    z = v16_mul(x, x);
+    v16 p = v16_set1(1.960465212391682e-08f), q = v16_set1(0.00097936624661088f);
+    p = v16_fma(p, z, v16_set1(-1.950705609488068e-06f));
+    p = v16_fma(p, z, v16_set1(0.00014376100443769246f));
+    p = v16_fma(p, z, v16_set1(0.0038058722857385874f));
+    p = v16_fma(p, z, v16_set1(0.050917040556669235f));
+    p = v16_fma(p, z, v16_set1(0.2025371491909027f));
+    p = v16_fma(p, z, v16_set1(1.1283791065216064f));
+    q = v16_fma(q, z, v16_set1(0.014571758918464184f));
+    q = v16_fma(q, z, v16_set1(0.11607545614242554f));
+    q = v16_fma(q, z, v16_set1(0.5128253698348999f));
+    q = v16_fma(q, z, v16_set1(1.0f));
+    return v16_div(v16_mul(x, p), q);
+}
 // 1 - 2 / (e^2x + 1): absolute error 1e-7
 static inline v16 v16_tanh(v16 x) {
     v16 e = v16_exp(v16_add(x, x));

@@ -176,11 +176,13 @@ static int use_weights(struct late_backend *b, struct op_call *call, struct erro
     case OP_NORM:
     case OP_ADD_NORM: return use(b, &p->norm.w, err) || use(b, &p->norm.bias, err) ? -1 : 0;
     case OP_LINEAR_GROUP:
+    case OP_MOE_LINEAR_GROUP: // experts have consecutive ids, so that the first stands for all; all were staged
         for (int i = 0; i < p->linear.n_parts; i++) {
             if (use(b, &p->linear.parts[i].w, err) || use(b, &p->linear.parts[i].bias, err)) return -1;
         }
         return 0;
     case OP_ATTENTION: return use(b, &p->attention.sinks, err);
+    case OP_MOE_ROUTE: return use(b, &p->moe.bias, err);
     case OP_TOKEN_LOGPROB:
         // The fused pass computes its gradient forward, so nothing of the head is read in backward.
     case OP_LOGITS: return use(b, &p->logprob.w, err);
