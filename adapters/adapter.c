@@ -18,10 +18,10 @@ int adapter_add(struct adapter *adapter, const struct module *module, int r, flo
                          (double)alpha);
     struct adapter_module *m = &adapter->modules[adapter->n_modules];
     *m = (struct adapter_module){.module = module, .r = r, .alpha = alpha};
-    m->a = pool_array(&adapter->pool, (uint64_t)r * (uint64_t)module->in, sizeof *m->a);
-    m->b = pool_array(&adapter->pool, (uint64_t)r * (uint64_t)module->out, sizeof *m->b);
+    m->a = pool_array(&adapter->pool, (uint64_t)adapter_a_size(m), sizeof *m->a);
+    m->b = pool_array(&adapter->pool, (uint64_t)adapter_b_size(m), sizeof *m->b);
     if (!m->a || !m->b)
-        return error_memory(err, module->hf_name, (size_t)r * (size_t)(module->in + module->out) * sizeof *m->a);
+        return error_memory(err, module->hf_name, (size_t)(adapter_a_size(m) + adapter_b_size(m)) * sizeof *m->a);
     adapter->n_modules++;
     return 0;
 }

@@ -1,5 +1,6 @@
 // An adapter in host memory: what is read from and written to files. Rows of B are in the order of the base file
-// (module_file_row); the file writers and readers convert to their own order.
+// (module_file_row), of a module with experts part after part, in each expert after expert; the file writers and
+// readers convert to their own order.
 #pragma once
 
 #include "model/model.h"
@@ -8,9 +9,22 @@ struct adapter_module {
     const struct module *module; // borrowed from the model
     int r;
     float alpha; // as in the config (scale = alpha / r, or alpha / sqrt(r))
-    float *a;    // (r, in)
-    float *b;    // (out, r), base file's row order
+    float *a;    // (experts r, in)
+    float *b;    // (experts out, r), base file's row order
 };
+// Row `hf_row` of expert `e` in b.
+static inline int64_t adapter_b_row(const struct module *m, int64_t e, int64_t hf_row) {
+    int64_t row = module_file_row(m, hf_row);
+    int i = m->n_parts - 1;
+    while (i > 0 && row < m->parts[i].first_row) i--;
+    return m->experts * m->parts[i].first_row + e * m->parts[i].rows + row - m->parts[i].first_row;
+}
+static inline int64_t adapter_a_size(const struct adapter_module *m) {
+    return (int64_t)m->module->experts * m->r * m->module->in;
+}
+static inline int64_t adapter_b_size(const struct adapter_module *m) {
+    return (int64_t)m->module->experts * m->r * m->module->out;
+}
 
 struct adapter {
     const struct model *model; // borrowed; what it sits on

@@ -17,20 +17,40 @@ static float file_alpha(const struct adapter *adapter, int r, float alpha) {
     return adapter->rslora ? (float)((double)alpha * sqrt((double)r)) : alpha;
 }
 
+// The parts of a module that lie in one tensor of the file: [first, last), `rows` of each expert.
+struct group {
+    const char *name;
+    int first, last;
+    int64_t rows;
+};
+
+static struct group group_at(const struct module *m, int first) {
+    struct group g = {.name = m->parts[first].gguf_name, .first = first, .last = first};
+    while (g.last < m->n_parts && strcmp(m->parts[g.last].gguf_name, g.name) == 0) g.rows += m->parts[g.last++].rows;
+    return g;
+}
+// The parts of a group lie side by side in b, each with all experts: row `row` of expert e of the group.
+static float *group_row(const struct adapter_module *m, const struct group *g, int64_t e, int64_t row) {
+    const struct module_part *p = &m->module->parts[g->first];
+    for (; row >= p->rows; p++) row -= p->rows;
+    return m->b + (m->module->experts * p->first_row + e * p->rows + row) * m->r;
+}
+
 struct scaled_b {
     const struct adapter_module *m;
+    struct group group;
     float factor;
 };
 
-static int write_scaled_b(void *context, struct file_writer *out, struct error *err) {
+static int write_b(void *context, struct file_writer *out, struct error *err) {
     const struct scaled_b *s = context;
-    float part[1024];
-    int64_t count = s->m->module->out * s->m->r;
-    for (int64_t begin = 0; begin < count;) {
-        int64_t n = count - begin < (int64_t)COUNT_OF(part) ? count - begin : (int64_t)COUNT_OF(part);
-        for (int64_t i = 0; i < n; i++) part[i] = s->m->b[begin + i] * s->factor;
-        if (file_write(out, part, (size_t)n * sizeof *part, err)) return -1;
-        begin += n;
+    float row[ADAPTER_MAX_RANK];
+    for (int64_t e = 0; e < s->m->module->experts; e++) {
+        for (int64_t i = 0; i < s->group.rows; i++) {
+            const float *b = group_row(s->m, &s->group, e, i);
+            for (int k = 0; k < s->m->r; k++) row[k] = b[k] * s->factor;
+            if (file_write(out, row, (size_t)s->m->r * sizeof *row, err)) return -1;
+        }
     }
     return 0;
 }
@@ -53,21 +73,20 @@ static void put_base(struct gguf_writer *w, struct pool *pool, const char *name)
 
 static void put_module(struct gguf_writer *w, struct pool *pool, const struct adapter *adapter,
                        const struct adapter_module *m, float alpha) {
-    int64_t a_ne[2] = {m->module->in, m->r}, b_ne[2] = {m->r, m->module->out};
-    int f32 = quant_format(QUANT_F32)->ggml_type;
-    const char *a = pool_printf(pool, "%s.lora_a", m->module->gguf_name);
-    const char *b = pool_printf(pool, "%s.lora_b", m->module->gguf_name);
-    struct scaled_b *scaled = pool_alloc(pool, sizeof *scaled);
-    if (!a || !b || !scaled) {
-        w->failed = true;
-        return;
+    int f32 = quant_format(QUANT_F32)->ggml_type, dims = m->module->experts > 1 ? 3 : 2;
+    for (struct group g = group_at(m->module, 0);; g = group_at(m->module, g.last)) {
+        int64_t a_ne[3] = {m->module->in, m->r, m->module->experts}, b_ne[3] = {m->r, g.rows, m->module->experts};
+        const char *a = pool_printf(pool, "%s.lora_a", g.name), *b = pool_printf(pool, "%s.lora_b", g.name);
+        struct scaled_b *scaled = pool_alloc(pool, sizeof *scaled);
+        if (!a || !b || !scaled) {
+            w->failed = true;
+            return;
+        }
+        *scaled = (struct scaled_b){.m = m, .group = g, .factor = file_alpha(adapter, m->r, m->alpha) / alpha};
+        gguf_put_tensor(w, a, f32, dims, a_ne, m->a); // parts of one module share it
+        gguf_put_tensor_later(w, b, f32, dims, b_ne, write_b, scaled);
+        if (g.last == m->module->n_parts) return;
     }
-    *scaled = (struct scaled_b){.m = m, .factor = file_alpha(adapter, m->r, m->alpha) / alpha};
-    gguf_put_tensor(w, a, f32, 2, a_ne, m->a);
-    if (scaled->factor == 1)
-        gguf_put_tensor(w, b, f32, 2, b_ne, m->b);
-    else
-        gguf_put_tensor_later(w, b, f32, 2, b_ne, write_scaled_b, scaled);
 }
 
 int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err) {
@@ -98,9 +117,9 @@ int gguf_adapter_write(const char *path, const struct adapter *adapter, struct e
 struct gguf_reader {
     const struct gguf *file;
     const struct model *model;
-    const struct gguf_tensor *(*halves)[2]; // per module id
-    float alpha;                            // 0 = the scale is 1, whatever the rank
-    const char *base_name;                  // NULL when absent
+    const struct gguf_tensor *(*halves)[FAMILY_PARTS][2]; // per module id and part; the first part of a tensor has it
+    float alpha;                                          // 0 = the scale is 1, whatever the rank
+    const char *base_name;                                // NULL when absent
     struct error *err;
 };
 
@@ -144,72 +163,103 @@ static int sort_tensors(struct gguf_reader *r) {
         const struct gguf_tensor *t = &r->file->tensors[i];
         size_t length = strlen(t->name), stem = length - (sizeof ".lora_a" - 1);
         int half = ends_with(t->name, length, ".lora_a") ? 0 : ends_with(t->name, length, ".lora_b") ? 1 : -1;
-        const struct module *m = NULL;
+        bool found = false;
         if (half < 0 && ends_with(t->name, length, "_norm.weight")) continue; // as llama.cpp does
-        for (int k = 0; k < r->model->n_modules && half >= 0 && !m; k++) {
-            const char *name = r->model->modules[k].gguf_name;
-            if (strlen(name) == stem && memcmp(name, t->name, stem) == 0) m = &r->model->modules[k];
+        for (int k = 0; k < r->model->n_modules && half >= 0 && !found; k++) {
+            const struct module *m = &r->model->modules[k];
+            for (int p = 0; p < m->n_parts && !found && m->layer >= 0; p++) {
+                const char *name = m->parts[p].gguf_name;
+                found = strlen(name) == stem && memcmp(name, t->name, stem) == 0;
+                if (found) r->halves[m->id][p][half] = t;
+            }
         }
-        if (!m)
+        if (!found)
             return error_set(r->err, STATUS_DATA, "%s: tensor '%s': %s", r->file->name, t->name,
                              half < 0 ? "its name does not end in .lora_a or .lora_b"
                                       : "the base has no linear of this name that can be adapted");
-        r->halves[m->id][half] = t;
     }
     return 0;
 }
 
-static int check_pair(struct gguf_reader *r, const struct module *m) {
-    const struct gguf_tensor *a = r->halves[m->id][0], *b = r->halves[m->id][1];
+static int check_pair(struct gguf_reader *r, const struct module *m, const struct group *g) {
+    const struct gguf_tensor *a = r->halves[m->id][g->first][0], *b = r->halves[m->id][g->first][1];
     if (!a || !b)
-        return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->file->name, m->gguf_name,
-                         a ? "lora_a" : "lora_b", a ? "lora_b" : "lora_a");
-    bool flat = a->ne[2] == 1 && a->ne[3] == 1 && b->ne[2] == 1 && b->ne[3] == 1;
-    if (!flat || a->ne[0] != m->in || b->ne[1] != m->out || a->ne[1] != b->ne[0])
+        return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->file->name, g->name,
+                         a   ? "lora_a"
+                         : b ? "lora_b"
+                             : "another part of its module",
+                         a   ? "lora_b"
+                         : b ? "lora_a"
+                             : "lora_a and lora_b of its own");
+    bool flat = a->ne[2] == m->experts && a->ne[3] == 1 && b->ne[2] == m->experts && b->ne[3] == 1;
+    if (!flat || a->ne[0] != m->in || b->ne[1] != g->rows || a->ne[1] != b->ne[0])
         return error_set(r->err, STATUS_DATA,
                          "%s: '%s' has lora_a {%lld, %lld} and lora_b {%lld, %lld}, expected {%lld, r} and {r, %lld}",
-                         r->file->name, m->gguf_name, (long long)a->ne[0], (long long)a->ne[1], (long long)b->ne[0],
-                         (long long)b->ne[1], (long long)m->in, (long long)m->out);
+                         r->file->name, g->name, (long long)a->ne[0], (long long)a->ne[1], (long long)b->ne[0],
+                         (long long)b->ne[1], (long long)m->in, (long long)g->rows);
     if (a->ne[1] > ADAPTER_MAX_RANK)
-        return error_set(r->err, STATUS_DATA, "%s: '%s' has rank %lld, the limit is %d", r->file->name, m->gguf_name,
+        return error_set(r->err, STATUS_DATA, "%s: '%s' has rank %lld, the limit is %d", r->file->name, g->name,
                          (long long)a->ne[1], ADAPTER_MAX_RANK);
     return 0;
 }
 
-static int copy_tensor(struct gguf_reader *r, const struct gguf_tensor *t, float *out) {
+// Row `row` of a tensor as floats.
+static int copy_row(struct gguf_reader *r, const struct gguf_tensor *t, int64_t row, float *values) {
     const struct quant_format *f = quant_by_ggml_type(t->ggml_type);
     if (!f || (f->id != QUANT_F32 && f->id != QUANT_F16 && f->id != QUANT_BF16 && f->id != QUANT_Q8_0))
         return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %s; F32, F16, BF16 and Q8_0 can be read",
                          r->file->name, t->name, quant_ggml_type_name(t->ggml_type));
-    size_t row_bytes = quant_row_bytes(f, t->ne[0]);
-    for (int64_t row = 0; row < t->ne[1]; row++) {
-        float *values = out + row * t->ne[0];
-        f->decode(t->data + (size_t)row * row_bytes, values, t->ne[0]);
-        for (int64_t i = 0; i < t->ne[0]; i++)
-            if (!isfinite(values[i]))
-                return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %g at [%lld, %lld]; the adapter is damaged",
-                                 r->file->name, t->name, (double)values[i], (long long)row, (long long)i);
-    }
+    f->decode(t->data + (size_t)row * quant_row_bytes(f, t->ne[0]), values, t->ne[0]);
+    for (int64_t i = 0; i < t->ne[0]; i++)
+        if (!isfinite(values[i]))
+            return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %g at [%lld, %lld]; the adapter is damaged",
+                             r->file->name, t->name, (double)values[i], (long long)row, (long long)i);
     return 0;
+}
+
+static bool has_tensors(const struct gguf_reader *r, const struct module *m) {
+    for (int p = 0; p < m->n_parts; p++) {
+        if (r->halves[m->id][p][0] || r->halves[m->id][p][1]) return true;
+    }
+    return false;
+}
+
+// A and B of every tensor of a module. Where it has several they must have the same A: PEFT knows only one.
+static int read_module(struct gguf_reader *r, struct adapter *out, const struct module *module) {
+    struct group g = group_at(module, 0);
+    if (check_pair(r, module, &g)) return -1;
+    const struct gguf_tensor *first = r->halves[module->id][0][0];
+    float alpha = r->alpha != 0 ? r->alpha : (float)first->ne[1];
+    if (adapter_add(out, module, (int)first->ne[1], alpha, r->err)) return -1;
+    struct adapter_module *m = &out->modules[out->n_modules - 1];
+    for (int64_t row = 0; row < module->experts * m->r; row++) {
+        if (copy_row(r, first, row, m->a + row * module->in)) return -1;
+    }
+    for (;; g = group_at(module, g.last)) {
+        if (check_pair(r, module, &g)) return -1;
+        const struct gguf_tensor *a = r->halves[module->id][g.first][0], *b = r->halves[module->id][g.first][1];
+        if (a != first && (a->bytes != first->bytes || memcmp(a->data, first->data, (size_t)a->bytes) != 0))
+            return error_set(r->err, STATUS_DATA,
+                             "%s: '%s' and '%s' have different lora_a: they are one module in PEFT", r->file->name,
+                             first->name, a->name);
+        for (int64_t e = 0; e < module->experts; e++) {
+            for (int64_t i = 0; i < g.rows; i++) {
+                if (copy_row(r, b, e * g.rows + i, group_row(m, &g, e, i))) return -1;
+            }
+        }
+        if (g.last == module->n_parts) return 0;
+    }
 }
 
 static int read_modules(struct gguf_reader *r, struct adapter *out) {
     int count = 0;
     for (int i = 0; i < r->model->n_modules; i++) {
-        if (!r->halves[i][0] && !r->halves[i][1]) continue;
-        if (check_pair(r, &r->model->modules[i])) return -1;
-        count++;
+        if (has_tensors(r, &r->model->modules[i])) count++;
     }
     if (count == 0) return error_set(r->err, STATUS_DATA, "%s: has no adapter tensors", r->file->name);
     int status = adapter_begin(r->model, count, out, r->err);
     for (int i = 0; i < r->model->n_modules && status == 0; i++) {
-        const struct gguf_tensor *a = r->halves[i][0], *b = r->halves[i][1];
-        if (!a) continue;
-        float alpha = r->alpha != 0 ? r->alpha : (float)a->ne[1];
-        status = adapter_add(out, &r->model->modules[i], (int)a->ne[1], alpha, r->err);
-        if (status) break;
-        struct adapter_module *m = &out->modules[out->n_modules - 1];
-        if (copy_tensor(r, a, m->a) || copy_tensor(r, b, m->b)) status = -1;
+        if (has_tensors(r, &r->model->modules[i])) status = read_module(r, out, &r->model->modules[i]);
     }
     if (status == 0) {
         out->r = out->modules[0].r;

@@ -7,17 +7,11 @@
 #include <math.h>
 #include <string.h>
 
-static int64_t size_a(const struct adapter_module *m) {
-    return m->r * m->module->in;
-}
-static int64_t size_b(const struct adapter_module *m) {
-    return m->r * m->module->out;
-}
-
 int64_t lora_offset(const struct lora *lora, int index, bool b) {
     int64_t at = 0;
-    for (int i = 0; i < index; i++) at += size_a(&lora->adapter->modules[i]) + size_b(&lora->adapter->modules[i]);
-    return b ? at + size_a(&lora->adapter->modules[index]) : at;
+    for (int i = 0; i < index; i++)
+        at += adapter_a_size(&lora->adapter->modules[i]) + adapter_b_size(&lora->adapter->modules[i]);
+    return b ? at + adapter_a_size(&lora->adapter->modules[index]) : at;
 }
 
 // Uniform in +-1/sqrt(cols): torch's kaiming_uniform_ with a = sqrt(5).
@@ -49,14 +43,14 @@ void lora_initialise(struct adapter *adapter, enum lora_init kind, uint64_t seed
         struct adapter_module *m = &adapter->modules[i];
         struct random_key key = {.seed = seed, .purpose_module = (uint32_t)RANDOM_INIT << 24 | (uint32_t)m->module->id};
         if (kind == LORA_INIT_GAUSSIAN)
-            fill_normal(m->a, m->r, m->module->in, 1.0 / m->r, key);
+            fill_normal(m->a, m->module->experts * m->r, m->module->in, 1.0 / m->r, key);
         else
-            fill_uniform(m->a, m->r, m->module->in, key);
+            fill_uniform(m->a, m->module->experts * m->r, m->module->in, key);
         key.step = 1; // B's own numbers
         if (kind == LORA_INIT_RANDOM)
-            fill_uniform(m->b, m->module->out, m->r, key);
+            fill_uniform(m->b, m->module->experts * m->module->out, m->r, key);
         else
-            memset(m->b, 0, (size_t)size_b(m) * sizeof *m->b);
+            memset(m->b, 0, (size_t)adapter_b_size(m) * sizeof *m->b);
     }
 }
 
@@ -81,16 +75,16 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
     int64_t at = 0;
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
-        int64_t in = m->module->in, rows = m->module->out;
+        int64_t in = m->module->in, rows = m->module->experts * m->module->out, ranks = m->module->experts * m->r;
         decoder->slots[m->module->id].adapters[number] = (struct slot_adapter){
-            .a = part(out->params, at, m->r, in),
-            .b = part(out->params, at + size_a(m), rows, m->r),
-            .da = part(out->grads, at, m->r, in),
-            .db = part(out->grads, at + size_a(m), rows, m->r),
+            .a = part(out->params, at, ranks, in),
+            .b = part(out->params, at + adapter_a_size(m), rows, m->r),
+            .da = part(out->grads, at, ranks, in),
+            .db = part(out->grads, at + adapter_a_size(m), rows, m->r),
             .scale = adapter_scale(adapter, m),
             .dropout = adapter->dropout,
         };
-        at += size_a(m) + size_b(m);
+        at += adapter_a_size(m) + adapter_b_size(m);
     }
     return 0;
 }
@@ -107,8 +101,8 @@ int lora_upload(struct lora *lora, struct error *err) {
     struct device *device = lora->decoder->device;
     for (int i = 0; i < lora->adapter->n_modules; i++) {
         const struct adapter_module *m = &lora->adapter->modules[i];
-        struct tensor a = tensor_view(lora->params, lora_offset(lora, i, false), 1, size_a(m));
-        struct tensor b = tensor_view(lora->params, lora_offset(lora, i, true), 1, size_b(m));
+        struct tensor a = tensor_view(lora->params, lora_offset(lora, i, false), 1, adapter_a_size(m));
+        struct tensor b = tensor_view(lora->params, lora_offset(lora, i, true), 1, adapter_b_size(m));
         if (device_write(device, a, m->a, tensor_bytes(&a), err)) return -1;
         if (device_write(device, b, m->b, tensor_bytes(&b), err)) return -1;
     }
@@ -119,8 +113,8 @@ int lora_download(struct lora *lora, struct error *err) {
     struct device *device = lora->decoder->device;
     for (int i = 0; i < lora->adapter->n_modules; i++) {
         struct adapter_module *m = &lora->adapter->modules[i];
-        struct tensor a = tensor_view(lora->params, lora_offset(lora, i, false), 1, size_a(m));
-        struct tensor b = tensor_view(lora->params, lora_offset(lora, i, true), 1, size_b(m));
+        struct tensor a = tensor_view(lora->params, lora_offset(lora, i, false), 1, adapter_a_size(m));
+        struct tensor b = tensor_view(lora->params, lora_offset(lora, i, true), 1, adapter_b_size(m));
         if (device_read(device, m->a, a, tensor_bytes(&a), err)) return -1;
         if (device_read(device, m->b, b, tensor_bytes(&b), err)) return -1;
     }

@@ -7,21 +7,34 @@
 #include <math.h>
 #include <string.h>
 
-struct merged { // one adapted linear
+struct merged { // one tensor of the file: parts [first, last) of an adapted module, of all its experts
     const struct adapter_module *m;
     const struct quant_format *format;
+    const char *name;
+    int first, last;
     float scale;
 };
+
+static int64_t tensor_rows_of(const struct merged *merged) { // of one expert
+    const struct module_part *parts = merged->m->module->parts;
+    int64_t rows = 0;
+    for (int i = merged->first; i < merged->last; i++) rows += parts[i].rows;
+    return rows;
+}
 
 // One row of the base plus scale * (row of B) A.
 static void merge_row(const struct merged *merged, int64_t row, float *out) {
     const struct adapter_module *m = merged->m;
-    const struct weight *w = m->module->w;
-    weight_decode(w, row, 0, w->cols, out);
-    for (int k = 0; k < m->r; k++) {
-        float factor = merged->scale * m->b[row * m->r + k];
-        const float *a = m->a + (int64_t)k * w->cols;
-        for (int64_t i = 0; i < w->cols; i++) out[i] += factor * a[i];
+    const struct module *module = m->module;
+    int64_t rows = tensor_rows_of(merged), expert = row / rows, r = m->r, i = merged->first;
+    for (row %= rows; row >= module->parts[i].rows; i++) row -= module->parts[i].rows;
+    const struct module_part *part = &module->parts[i];
+    weight_decode(&part->w[expert], row, 0, module->in, out);
+    const float *b = m->b + (module->experts * part->first_row + expert * part->rows + row) * r;
+    const float *a = m->a + expert * r * module->in;
+    for (int64_t k = 0; k < r; k++) {
+        float factor = merged->scale * b[k];
+        for (int64_t j = 0; j < module->in; j++) out[j] += factor * a[k * module->in + j];
     }
 }
 
@@ -34,20 +47,20 @@ static bool fits(const struct quant_format *format, const float *values, int64_t
 
 static int write_rows(void *context, struct file_writer *out, struct error *err) {
     const struct merged *merged = context;
-    const struct weight *w = merged->m->module->w;
-    size_t row_bytes = quant_row_bytes(merged->format, w->cols);
-    float *values = mem_alloc((size_t)w->cols * sizeof *values);
+    int64_t cols = merged->m->module->in, rows = tensor_rows_of(merged) * merged->m->module->experts;
+    size_t row_bytes = quant_row_bytes(merged->format, cols);
+    float *values = mem_alloc((size_t)cols * sizeof *values);
     uint8_t *packed = mem_alloc(row_bytes);
     int status = values && packed ? 0 : error_memory(err, "a row of a merged weight", row_bytes);
-    for (int64_t row = 0; row < w->rows && status == 0; row++) {
+    for (int64_t row = 0; row < rows && status == 0; row++) {
         merge_row(merged, row, values);
-        if (!fits(merged->format, values, w->cols)) {
+        if (!fits(merged->format, values, cols)) {
             status =
                 error_set(err, STATUS_DATA, "%s: row %lld of the merged weight does not fit %s; use --type bf16 or f32",
-                          w->name, (long long)row, merged->format->name);
+                          merged->name, (long long)row, merged->format->name);
             break;
         }
-        merged->format->encode(values, packed, w->cols);
+        merged->format->encode(values, packed, cols);
         status = file_write(out, packed, row_bytes, err);
     }
     mem_free(values);
@@ -55,10 +68,17 @@ static int write_rows(void *context, struct file_writer *out, struct error *err)
     return status;
 }
 
-static const struct adapter_module *find(const struct adapter *adapter, const char *tensor) {
-    for (int i = 0; i < adapter->n_modules; i++)
-        if (strcmp(adapter->modules[i].module->gguf_name, tensor) == 0) return &adapter->modules[i];
-    return NULL;
+static bool find(const struct adapter *adapter, const char *tensor, struct merged *out) {
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct module *m = adapter->modules[i].module;
+        int first = 0, last;
+        while (first < m->n_parts && strcmp(m->parts[first].gguf_name, tensor) != 0) first++;
+        for (last = first; last < m->n_parts && strcmp(m->parts[last].gguf_name, tensor) == 0;) last++;
+        if (first == last) continue;
+        *out = (struct merged){.m = &adapter->modules[i], .name = tensor, .first = first, .last = last};
+        return true;
+    }
+    return false;
 }
 
 // LLAMA_FTYPE of llama.h.
@@ -69,8 +89,8 @@ static uint32_t file_type(enum quant type) {
 // Collects everything the file will hold; *bytes is about its size.
 static int plan_file(const struct adapter *adapter, const struct quant_format *format, struct gguf_writer *w,
                      struct pool *pool, uint64_t *bytes, struct error *err) {
-    const struct gguf *base = adapter->model->gguf;
-    int found = 0;
+    const struct gguf *base = adapter->model->base->parts;
+    int found = 0, wanted = 0;
     *bytes = base->data_start;
     for (size_t i = 0; i < base->n_kv; i++)
         if (strcmp(base->kv[i].key, "general.alignment") != 0 && strcmp(base->kv[i].key, "general.file_type") != 0)
@@ -78,8 +98,9 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
     gguf_put_u32(w, "general.file_type", file_type(format->id)); // what most of the weights are now
     for (size_t i = 0; i < base->n_tensors; i++) {
         const struct gguf_tensor *t = &base->tensors[i];
-        const struct adapter_module *m = find(adapter, t->name);
-        if (!m) {
+        struct merged *merged = pool_alloc(pool, sizeof *merged);
+        if (!merged) return error_memory(err, "the list of merged weights", sizeof *merged);
+        if (!find(adapter, t->name, merged)) {
             gguf_put_tensor(w, t->name, t->ggml_type, t->n_dims, t->ne, t->data);
             *bytes += t->bytes + 32;
             continue;
@@ -87,16 +108,16 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
         if (t->ne[0] % format->block != 0)
             return error_set(err, STATUS_DATA, "%s: rows of %lld cannot be stored as %s; use --type f16", t->name,
                              (long long)t->ne[0], format->name);
-        struct merged *merged = pool_alloc(pool, sizeof *merged);
-        if (!merged) return error_memory(err, "the list of merged weights", sizeof *merged);
-        *merged = (struct merged){.m = m, .format = format, .scale = adapter_scale(adapter, m)};
+        merged->format = format;
+        merged->scale = adapter_scale(adapter, merged->m);
         gguf_put_tensor_later(w, t->name, format->ggml_type, t->n_dims, t->ne, write_rows, merged);
-        *bytes += (uint64_t)t->ne[1] * quant_row_bytes(format, t->ne[0]) + 32;
-        found++;
+        *bytes += (uint64_t)(t->ne[1] * t->ne[2]) * quant_row_bytes(format, t->ne[0]) + 32;
+        found += merged->last - merged->first;
     }
-    if (found == adapter->n_modules) return 0;
+    for (int i = 0; i < adapter->n_modules; i++) wanted += adapter->modules[i].module->n_parts;
+    if (found == wanted) return 0;
     return error_set(err, STATUS_INTERNAL, "%s: %d of %d adapted linears are tensors of the file", adapter->model->path,
-                     found, adapter->n_modules);
+                     found, wanted);
 }
 
 static int check_space(const struct output *out, uint64_t bytes, struct error *err) {
@@ -126,6 +147,9 @@ int merge_write(const char *path, const struct adapter *adapter, enum quant type
         return error_set(err, STATUS_USAGE, "merged weights can be f16, f32, bf16 or q8_0, not %s", format->name);
     if (file_exists(path))
         return error_set(err, STATUS_CANTCREATE, "%s: exists; remove it or choose another name", path);
+    if (adapter->model->base->kind != BASE_GGUF || adapter->model->base->n_parts != 1)
+        return error_set(err, STATUS_USAGE, "%s: merging is in this version for a base of one GGUF file",
+                         adapter->model->path);
     struct gguf_writer w = {0};
     struct pool pool = {0};
     uint64_t bytes;

@@ -89,7 +89,7 @@ static void build_config(struct text *out, const struct adapter *adapter, int ra
     const char *keys[MODULE_KINDS] = {0};
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
-        if (m->layer < first) first = m->layer;
+        if (m->layer >= 0 && m->layer < first) first = m->layer;
         keys[m->kind] = path_in_layer(m);
     }
     struct json_writer w = {.out = out, .style = JSON_PRETTY};

@@ -269,7 +269,10 @@ static int select_modules(struct reader *r, struct pool *pool, bool *selected) {
     const char *text = json_string(value, NULL);
     int status = 0;
     if (text && strcmp(text, "all-linear") == 0)
-        for (int i = 0; i < r->model->n_modules; i++) selected[i] = true;
+        for (int i = 0; i < r->model->n_modules; i++) {
+            const struct module *m = &r->model->modules[i];
+            selected[i] = !m->router && (m->form == MODULE_LINEAR || m->form == MODULE_EXPERTS);
+        }
     else if (text)
         status = mark_matches(r, "target_modules", text, selected);
     else if (value && json_type(value) == JSON_ARRAY)
@@ -410,6 +413,7 @@ static int coverage_of(const struct adapter *adapter, struct pool *pool, struct 
     if (!out->grid || !out->layer) return error_memory(err, "the module selection", (size_t)layers);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
+        if (m->layer < 0) continue; // in no layer
         out->grid[m->layer * MODULE_KINDS + m->kind] = out->layer[m->layer] = out->kind[m->kind] = true;
     }
     for (int l = 0; l < layers; l++) {

@@ -83,7 +83,8 @@ int targets_select(const struct model *model, const struct target_options *o, in
     int failed = 0;
     for (int k = 0; k < model->n_modules && !failed; k++) {
         const struct module *m = &model->modules[k];
-        bool hit = o->all_linear;
+        bool hit = o->all_linear && !m->router && (m->form == MODULE_LINEAR || m->form == MODULE_EXPERTS);
+        if (m->form == MODULE_PARAMETER) continue;
         for (size_t i = 0; i < o->n_names; i++) hit |= named(m, o->names[i]);
         if (o->regex && !hit) {
             int got = pcre2_match(matcher.code, (PCRE2_SPTR)m->hf_name, strlen(m->hf_name), 0, 0, matcher.data,

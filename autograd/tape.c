@@ -199,6 +199,13 @@ int tape_record(struct tape *tape, enum op op, const int *in, int n_in, const un
 
 // --- backward
 
+// Which inputs a node's backward pass reads. A linear without anything to train reads only its keys.
+static unsigned reads_in(const struct node *node) {
+    unsigned reads = op_table[node->op].needs_in;
+    bool linear = node->op == OP_LINEAR_GROUP || node->op == OP_MOE_LINEAR_GROUP;
+    return linear && !has_trainable(node->op, &node->params) ? reads & ~1u : reads;
+}
+
 static int ensure(struct tape *tape, int value, struct error *err);
 
 // The operands of a node as a call: values that backward does not read keep their shape but lose their place.
@@ -209,7 +216,7 @@ static void operands(const struct tape *tape, const struct node *node, bool all,
         if (node->in[i] < 0) continue;
         const struct value *v = &tape->values[node->in[i]];
         call->in[i] = v->tensor;
-        if (!all && !(info->needs_in >> i & 1)) call->in[i].buffer = 0, call->in[i].offset = NOWHERE;
+        if (!all && !(reads_in(node) >> i & 1)) call->in[i].buffer = 0, call->in[i].offset = NOWHERE;
     }
     for (int i = 0; i < OP_MAX_OUT; i++) {
         if (node->out[i] < 0) continue;
@@ -357,7 +364,7 @@ static int backward_node(struct tape *tape, struct node *node, struct error *err
     for (int i = 0; i < OP_MAX_OUT; i++) any |= node->out[i] >= 0 && tape->values[node->out[i]].gradient >= 0;
     if (!any) return 0;
     for (int i = 0; i < OP_MAX_IN; i++) {
-        if (node->in[i] >= 0 && (info->needs_in >> i & 1) && ensure(tape, node->in[i], err)) return -1;
+        if (node->in[i] >= 0 && (reads_in(node) >> i & 1) && ensure(tape, node->in[i], err)) return -1;
     }
     for (int i = 0; i < OP_MAX_OUT; i++) {
         if (node->out[i] >= 0 && (info->needs_out >> i & 1) && ensure(tape, node->out[i], err)) return -1;

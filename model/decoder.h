@@ -9,6 +9,7 @@
 enum { DECODER_MAX_ADAPTERS = 8 };
 
 // An adapter's matrices on one module, on the device. Absent (a.dtype NONE) where the adapter leaves the module alone.
+// Of E experts: A is (E R, in), B one (E rows, R) block after another for the parts of the module.
 struct slot_adapter {
     struct tensor a, b;   // (R, in), (out, R) f32
     struct tensor da, db; // gradients; DTYPE_NONE = not trained
@@ -51,9 +52,9 @@ struct decoder {
     struct slot *slots; // (n_modules)
     // Run-long buffers: the batch as the kernels see it.
     struct tensor ids, positions, targets, weights, keys, lengths, seqs, slot_rows;
-    struct tensor rope;               // (max_positions, rotary_dim): cos, sin
-    struct tensor scalars;            // struct step_scalars
-    struct tensor *cache_k, *cache_v; // (layers) of (cache_seqs * cache_len, kv_heads * dim)
+    struct tensor rope[ARCH_MAX_ROPES]; // (max_positions, rotary_dim): cos, sin
+    struct tensor scalars;              // struct step_scalars
+    struct tensor *cache_k, *cache_v;   // (layers) of (cache_seqs * cache_len, kv_heads * dim)
 };
 
 // Makes the run-long buffers. Called once while the plan is recorded and once more, with the same limits, after

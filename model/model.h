@@ -1,58 +1,95 @@
-// A base model: file mapping, architecture, frozen weights, vocabulary, and the table of its linear modules with their
-// names in each world. Knows nothing of adapters: a linear has a slot (decoder.h).
+// A base model: its files, architecture, frozen weights, vocabulary, and the table of modules that adapters may sit on
+// with their names in each world. Knows nothing of adapters: a linear says which modules cover it (decoder.h has the
+// slots).
 #pragma once
 
 #include "data/vocab_source.h"
 #include "kernels/base.h"
 #include "kernels/weights.h"
-#include "model/arch.h"
+#include "model/base_files.h"
+#include "model/family.h"
 
-enum module_kind { MODULE_Q, MODULE_K, MODULE_V, MODULE_O, MODULE_GATE, MODULE_UP, MODULE_DOWN, MODULE_KINDS };
+struct linear {
+    const struct weight *w;    // (out, in); of experts: the first of arch.moe.experts; NULL = the layer has none
+    const struct weight *bias; // (1, out), of experts (E, out); NULL = none
+    int n_modules;
+    struct {
+        int module, part; // its rows are those of this part of this module
+    } on[2];
+};
 
-// One linear that adapters may sit on. id = layer * MODULE_KINDS + kind.
-struct module {
-    int id, layer;
-    enum module_kind kind;
-    const struct weight *w;
-    const struct weight *bias; // NULL when there is none
-    const char *hf_name;       // "model.layers.0.self_attn.q_proj"
-    const char *short_name;    // "q_proj"
-    const char *gguf_name;     // "blk.0.attn_q.weight"
-    int64_t in, out;
+// What an adapter may sit on, as PEFT names it: one linear, a fused projection (q, k and v rows of one matrix), all
+// experts of a kind, the embedding, the head.
+enum module_form {
+    MODULE_LINEAR,
+    MODULE_EXPERTS,   // one module per expert; hf_name holds %d
+    MODULE_PARAMETER, // a parameter that holds all experts
+    MODULE_EMBEDDING,
+    MODULE_HEAD,
+};
+struct module_part {
+    enum linear_kind linear;
+    const struct weight *w, *bias;
+    int64_t rows, first_row; // first_row: rows of the parts before
+    const char *gguf_name;   // "blk.0.attn_q.weight"; parts of one tensor have the same name, in its row order
     // Rows of the file's weight against Hugging Face's: 0 = the same; n = n heads whose rows are permuted as in
-    // formats.md 2.8: file row h*D + 2i + p = HF row h*D + p*D/2 + i, D = out / n.
+    // formats.md 2.8: file row h*D + 2i + p = HF row h*D + p*D/2 + i, D = rows / n.
     int permuted_heads;
+    int64_t hf_first, hf_step; // row i is Hugging Face's row hf_first + hf_step * i of the module
+};
+enum { MODULE_KINDS = FAMILY_LINEARS + 2 }; // the rows of the family's table, the embedding, the head
+struct module {
+    int id, layer; // layer -1: embedding, head
+    int kind;      // the same for the same place in every layer, < MODULE_KINDS
+    enum module_form form;
+    bool router;            // not reached by lora_target_linear
+    const char *hf_name;    // "model.layers.0.self_attn.q_proj"
+    const char *short_name; // "q_proj"
+    int64_t in, out;        // of one expert
+    int experts;            // 1 = none
+    bool hf_turned;         // MODULE_PARAMETER: Hugging Face stores (in, out)
+    int n_parts;
+    struct module_part parts[FAMILY_PARTS];
 };
 
 struct layer_weights {
-    const struct weight *attn_norm, *ffn_norm;
+    struct linear linear[LINEAR_KINDS];
+    struct {
+        const struct weight *w, *bias; // NULL = none
+    } norm[NORM_SITES];
+    const struct weight *sinks, *router_bias;
 };
 
 struct model {
     struct arch arch;
     const char *path;                    // as the user gave it
-    const char *name;                    // general.name or the file name
-    const char *hf_repository;           // "org/name" from the file's metadata, NULL when unknown
+    const char *name;                    // general.name, _name_or_path or the file name
+    const char *hf_repository;           // "org/name" where the base came from there, NULL when unknown
     const char *file_type;               // "Q4_1": the commonest type of the linears
     const struct weight *const *weights; // all, ordered by segment: what backend_set_weights wants
     int n_weights, n_segments;
-    const struct weight *embed, *head, *final_norm; // head == embed's bytes when tied
+    const struct weight *embed, *head, *head_bias; // head == embed's bytes when tied
+    const struct weight *final_norm, *final_norm_bias;
     struct layer_weights *layer;
-    struct module *modules; // (layers * MODULE_KINDS)
+    struct module *modules;
     int n_modules;
     uint64_t total_parameters;
-    uint64_t file_bytes;
-    uint8_t header_sha256[32]; // of everything before the tensor data
+    uint64_t ignored_tensors, ignored_bytes; // of other parts of a multimodal model, of extra prediction layers
+    uint64_t file_bytes, weight_bytes;       // of the files; of the weights that are used
+    uint8_t header_sha256[32];               // of everything before the tensor data
     struct vocab_source vocab;
     struct pool pool;  // owns everything small
-    struct gguf *gguf; // owns the mapping
+    struct base *base; // owns the mappings
+    const struct family *family;
 };
 
-// A GGUF file. Errors: 66 missing, 65 malformed or a family we do not know (with the list of those we do).
+// A base in any container base_open knows. Errors: 66 missing, 65 malformed or a family we do not know (with the list
+// of those we do).
 int model_open(const char *path, struct model *out, struct error *err);
-void model_close(struct model *model); // zeroed struct is a no-op
+void model_close(struct model *model);             // zeroed struct is a no-op
+bool model_has_weights(const struct model *model); // false: a config.json alone
 
-// The file row that holds HF row `row` of a module's weight (identity unless permuted).
+// The row, in the order of the file's parts one after another, that holds HF row `row` of a module.
 int64_t module_file_row(const struct module *module, int64_t hf_row);
-// The module with this HF name, NULL when there is none.
+// The module with this HF name (experts: with %d in place of the number), NULL when there is none.
 const struct module *model_find_module(const struct model *model, const char *hf_name, size_t length);

@@ -6,7 +6,8 @@
 
 #include <stdio.h>
 
-enum { FIXTURE_LAYERS = 3, FIXTURE_MODULES = FIXTURE_LAYERS * MODULE_KINDS };
+enum fixture_kind { FIXTURE_Q, FIXTURE_K, FIXTURE_V, FIXTURE_O, FIXTURE_GATE, FIXTURE_UP, FIXTURE_DOWN, FIXTURE_KINDS };
+enum { FIXTURE_LAYERS = 3, FIXTURE_MODULES = FIXTURE_LAYERS * FIXTURE_KINDS };
 
 struct fixture {
     struct model model;
@@ -18,14 +19,14 @@ static inline void fixture_init(struct fixture *f) {
     static const struct {
         const char *hf, *short_name, *gguf;
         int in, out, heads;
-    } kinds[MODULE_KINDS] = {
-        [MODULE_Q] = {"self_attn.q_proj", "q_proj", "attn_q", 15, 30, 3},
-        [MODULE_K] = {"self_attn.k_proj", "k_proj", "attn_k", 15, 10, 1},
-        [MODULE_V] = {"self_attn.v_proj", "v_proj", "attn_v", 15, 10, 0},
-        [MODULE_O] = {"self_attn.o_proj", "o_proj", "attn_output", 30, 15, 0},
-        [MODULE_GATE] = {"mlp.gate_proj", "gate_proj", "ffn_gate", 15, 22, 0},
-        [MODULE_UP] = {"mlp.up_proj", "up_proj", "ffn_up", 15, 22, 0},
-        [MODULE_DOWN] = {"mlp.down_proj", "down_proj", "ffn_down", 22, 15, 0},
+    } kinds[FIXTURE_KINDS] = {
+        [FIXTURE_Q] = {"self_attn.q_proj", "q_proj", "attn_q", 15, 30, 3},
+        [FIXTURE_K] = {"self_attn.k_proj", "k_proj", "attn_k", 15, 10, 1},
+        [FIXTURE_V] = {"self_attn.v_proj", "v_proj", "attn_v", 15, 10, 0},
+        [FIXTURE_O] = {"self_attn.o_proj", "o_proj", "attn_output", 30, 15, 0},
+        [FIXTURE_GATE] = {"mlp.gate_proj", "gate_proj", "ffn_gate", 15, 22, 0},
+        [FIXTURE_UP] = {"mlp.up_proj", "up_proj", "ffn_up", 15, 22, 0},
+        [FIXTURE_DOWN] = {"mlp.down_proj", "down_proj", "ffn_down", 22, 15, 0},
     };
     *f = (struct fixture){.model = {.path = "bases/tiny.gguf", .name = "tiny", .hf_repository = "org/tiny"}};
     f->model.arch.family = "llama";
@@ -33,17 +34,21 @@ static inline void fixture_init(struct fixture *f) {
     f->model.modules = f->modules;
     f->model.n_modules = FIXTURE_MODULES;
     for (int id = 0; id < FIXTURE_MODULES; id++) {
-        int layer = id / MODULE_KINDS, kind = id % MODULE_KINDS;
+        int layer = id / FIXTURE_KINDS, kind = id % FIXTURE_KINDS;
         snprintf(f->hf[id], sizeof f->hf[id], "model.layers.%d.%s", layer, kinds[kind].hf);
         snprintf(f->gguf[id], sizeof f->gguf[id], "blk.%d.%s.weight", layer, kinds[kind].gguf);
         f->modules[id] = (struct module){.id = id,
                                          .layer = layer,
-                                         .kind = (enum module_kind)kind,
+                                         .kind = kind,
                                          .hf_name = f->hf[id],
                                          .short_name = kinds[kind].short_name,
-                                         .gguf_name = f->gguf[id],
                                          .in = kinds[kind].in,
                                          .out = kinds[kind].out,
-                                         .permuted_heads = kinds[kind].heads};
+                                         .experts = 1,
+                                         .n_parts = 1,
+                                         .parts = {{.gguf_name = f->gguf[id],
+                                                    .rows = kinds[kind].out,
+                                                    .permuted_heads = kinds[kind].heads,
+                                                    .hf_step = 1}}};
     }
 }

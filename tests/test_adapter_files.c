@@ -41,11 +41,11 @@ static void make(enum shape shape, struct adapter *a) {
     int ids[FIXTURE_MODULES], n = 0;
     fixture_init(&base);
     for (int id = 0; id < FIXTURE_MODULES; id++) {
-        int kind = id % MODULE_KINDS, layer = id / MODULE_KINDS;
+        int kind = id % FIXTURE_KINDS, layer = id / FIXTURE_KINDS;
         bool in = true;
-        if (shape == SOME_KINDS || shape == RSLORA) in = kind == MODULE_Q || kind == MODULE_V || kind == MODULE_DOWN;
-        if (shape == SOME_LAYERS) in = layer != 1 && kind <= MODULE_K;
-        if (shape == IRREGULAR) in = id == 0 || id == 1 || id == MODULE_KINDS + MODULE_UP;
+        if (shape == SOME_KINDS || shape == RSLORA) in = kind == FIXTURE_Q || kind == FIXTURE_V || kind == FIXTURE_DOWN;
+        if (shape == SOME_LAYERS) in = layer != 1 && kind <= FIXTURE_K;
+        if (shape == IRREGULAR) in = id == 0 || id == 1 || id == FIXTURE_KINDS + FIXTURE_UP;
         if (in) ids[n++] = id;
     }
     struct error err = {0};
@@ -159,7 +159,7 @@ TEST(row_orders_by_hand) {
     struct gguf gguf;
     struct error err = {0};
     make(ALL, &a);
-    struct adapter_module *q = &a.modules[MODULE_Q], *v = &a.modules[MODULE_V];
+    struct adapter_module *q = &a.modules[FIXTURE_Q], *v = &a.modules[FIXTURE_V];
     for (int64_t row = 0; row < 30; row++)
         for (int k = 0; k < 5; k++) q->b[row * 5 + k] = (float)(row * 100 + k);
     CHECK_INT(peft_write(at("hand"), &a, &err), 0);
@@ -230,7 +230,7 @@ TEST(gguf_folds_differing_scales) {
     for (int i = 0; i < a.n_modules; i++) {
         const struct adapter_module *m = &a.modules[i];
         char name[80];
-        snprintf(name, sizeof name, "%s.lora_b", m->module->gguf_name);
+        snprintf(name, sizeof name, "%s.lora_b", m->module->parts[0].gguf_name);
         const struct gguf_tensor *b = gguf_find_tensor(&file, name);
         CHECK(b && b->ne[0] == m->r);
         if (!b) continue;
@@ -508,8 +508,9 @@ TEST(patterns_are_honoured) {
     for (int i = 0; i < b.n_modules; i++) {
         const struct module *m = b.modules[i].module;
         float want = 10;
-        if (m->kind == MODULE_Q) want = m->layer == 1 ? 20 : 40; // the first that matches wins; "_proj" is no component
-        if (m->kind == MODULE_V && m->layer == 2) want = 30;
+        if (m->kind == FIXTURE_Q)
+            want = m->layer == 1 ? 20 : 40; // the first that matches wins; "_proj" is no component
+        if (m->kind == FIXTURE_V && m->layer == 2) want = 30;
         CHECK_MSG(b.modules[i].alpha == want, "%s: alpha %g", m->hf_name, (double)b.modules[i].alpha);
     }
     adapter_free(&b);

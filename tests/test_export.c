@@ -21,6 +21,7 @@ static const char *at(const char *name) {
 // A base of two linears that can be adapted, one packed (6 x 64, Q4_1), one F16 (5 x 96), and some bystanders.
 struct tiny {
     struct gguf file;
+    struct base base;
     struct model model;
     struct module modules[2];
     struct weight weights[2];
@@ -62,7 +63,8 @@ static void open_tiny(struct tiny *t, struct adapter *a) {
     write_base(at("base.gguf"));
     *t = (struct tiny){.model = {.path = at("base.gguf"), .name = "tiny", .n_modules = 2}};
     CHECK_MSG(gguf_open(at("base.gguf"), &t->file, &err) == 0, "%s", err.text);
-    t->model.gguf = &t->file;
+    t->base = (struct base){.kind = BASE_GGUF, .parts = &t->file, .n_parts = 1};
+    t->model.base = &t->base;
     t->model.modules = t->modules;
     t->model.arch.family = "llama";
     t->model.arch.layers = 1;
@@ -74,8 +76,14 @@ static void open_tiny(struct tiny *t, struct adapter *a) {
                                         .cols = g->ne[0],
                                         .data = g->data,
                                         .name = g->name};
-        t->modules[i] = (struct module){
-            .id = i, .w = &t->weights[i], .hf_name = hf[i], .gguf_name = names[i], .in = g->ne[0], .out = g->ne[1]};
+        t->modules[i] =
+            (struct module){.id = i,
+                            .hf_name = hf[i],
+                            .in = g->ne[0],
+                            .out = g->ne[1],
+                            .experts = 1,
+                            .n_parts = 1,
+                            .parts = {{.w = &t->weights[i], .rows = g->ne[1], .gguf_name = names[i], .hf_step = 1}}};
         CHECK_INT(adapter_add(a, &t->modules[i], 3 + i, 8, &err), 0);
         for (int64_t k = 0; k < a->modules[i].r * g->ne[0]; k++)
             a->modules[i].a[k] = (float)test_random(2, (unsigned)k);
@@ -99,7 +107,7 @@ static void check_module(const struct adapter_module *m, const struct gguf_tenso
     if (!t) return;
     for (int64_t row = 0; row < m->module->out; row++) {
         double largest = 0, want[96];
-        const struct weight *w = m->module->w;
+        const struct weight *w = m->module->parts[0].w;
         w->format->decode(w->data + (size_t)row * quant_row_bytes(w->format, w->cols), base, w->cols);
         f->decode(t->data + (size_t)row * quant_row_bytes(f, w->cols), got, w->cols);
         for (int64_t i = 0; i < w->cols; i++) {

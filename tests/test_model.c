@@ -72,13 +72,13 @@ TEST(what_has_no_place_is_refused) {
         {TENSOR, "blk.0.attn_q.scale", 1, "blk.0.attn_q.scale"},
         {TENSOR, "rope_factors_long.weight", 8, "rope_factors_long.weight"},
         {TENSOR, "blk.0.attn_q.bias", 63, "blk.0.attn_q.bias"}, // has a place, but not that size
-        {NUMBER, "llama.rope.scaling.attn_factor", 1.5, "llama.rope.scaling.attn_factor"},
-        {NUMBER, "llama.rope.scaling.factor", -2, "factor of -2"},
+        {NUMBER, "llama.rope.scaling.attn_factor", -1.5, "size -1.5"},
+        {NUMBER, "llama.rope.scaling.factor", -2, "factor -2"},
         {NUMBER, "llama.attention.scale", 0.2, "llama.attention.scale"},
         {NUMBER, "llama.final_logit_softcapping", 30, "llama.final_logit_softcapping"},
         {FLAG, "llama.attention.causal", 0, "llama.attention.causal"},
         {WHOLE, "llama.rope.dimension_count", 8, "llama.rope.dimension_count is 8, the heads have 16"},
-        {WHOLE, "llama.expert_count", 4, "mixture of experts"},
+        {WHOLE, "llama.expert_count", 4, "llama.expert_used_count' is missing"},
         {MISSING, "blk.1.ffn_up.weight", 0, "blk.1.ffn_up.weight' is missing"},
     };
     if (!make_tiny_once()) return;
@@ -98,7 +98,7 @@ TEST(what_is_neutral_or_built_is_taken) {
     } good[] = {
         {TENSOR, "blk.0.attn_q.bias", 64},
         {TENSOR, "blk.0.ffn_down.bias", 64},
-        {NUMBER, "llama.rope.scaling.attn_factor", 1},
+        {NUMBER, "llama.rope.scaling.attn_factor", 1.5},
         {NUMBER, "llama.rope.scaling.factor", 4},
         {NUMBER, "llama.rope.freq_base", 500000},
         {FLAG, "llama.attention.causal", 1},

@@ -15,7 +15,8 @@ static int check_base(const struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     const struct model *m = &t->session.model;
     bool packed = false;
-    for (int i = 0; i < m->n_modules; i++) packed |= m->modules[i].w->format->block > 1;
+    for (int i = 0; i < m->n_modules; i++)
+        packed |= m->modules[i].layer >= 0 && m->modules[i].parts[0].w->format->bits < 16;
     if (!packed && c->load_in_4bit) {
         return error_set(
             err, STATUS_CONFIG,

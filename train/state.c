@@ -88,7 +88,8 @@ static int each_moment(struct lora *lora,
         for (int i = 0; i < 2 * lora->adapter->n_modules; i++) {
             const struct adapter_module *m = &lora->adapter->modules[i / 2];
             bool b = i % 2;
-            int64_t shape[2] = {b ? m->module->out : m->r, b ? m->r : m->module->in};
+            int64_t experts = m->module->experts;
+            int64_t shape[2] = {experts * (b ? m->module->out : m->r), b ? m->r : m->module->in};
             const char *key = peft_key(pool, m->module, b);
             const char *name = key ? pool_printf(pool, "%s.%s", moment_names[which], key) : NULL;
             if (!name) return error_memory(err, "optimizer state", 0);

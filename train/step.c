@@ -12,7 +12,7 @@ static int make_groups(struct step_engine *e, struct error *err) {
     int64_t at = 0;
     for (int i = 0; i < n; i++) {
         const struct adapter_module *m = &lora->adapter->modules[i / 2];
-        int64_t size = m->r * (i % 2 ? m->module->out : m->module->in);
+        int64_t size = i % 2 ? adapter_b_size(m) : adapter_a_size(m);
         float ratio = i % 2 ? e->options.lr_ratio_b : 1.0f;
         struct param_group *last = e->n_groups ? &e->groups[e->n_groups - 1] : NULL;
         if (last && last->lr_ratio == ratio)

@@ -1,0 +1,27 @@
+// Private part of model.c: a model while it is being put together.
+#pragma once
+
+#include "model/model.h"
+
+struct loader {
+    struct model *model;
+    struct base *base;
+    const struct family *family;
+    const char *root;              // "model." and the like: what stands before a Hugging Face tensor's name
+    const char *module_root;       // and before a module's name in transformers
+    const struct weight **weights; // all, in order of id; grows
+    int n_weights, capacity;
+    int n_modules, module_capacity;
+    struct error *err;
+    bool failed; // sticky: err says why
+};
+
+// model_weights.c: every linear, norm and module of layer `l`; the embedding, final norm and head.
+void loader_take_ends(struct loader *l);
+void loader_take_layer(struct loader *l, int layer);
+// Rows and columns of a linear; false when the layer has none of the kind.
+bool linear_shape(const struct arch *arch, const struct layer_arch *layer, enum linear_kind kind, int64_t *out,
+                  int64_t *in);
+
+// model_vocab.c: from the GGUF, or from the tokenizer files of the folder.
+int loader_take_vocab(struct loader *l);
