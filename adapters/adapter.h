@@ -60,9 +60,6 @@ int peft_read(const char *folder, const struct model *model, struct adapter *out
 // The same for bytes; `name` stands for the folder in messages.
 int peft_parse(const char *name, const struct text *config, const uint8_t *tensors, size_t length,
                const struct model *model, struct adapter *out, struct error *err);
-// Tensor key of a module's half as PEFT spells it, e.g.
-// "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".
-char *peft_key(struct pool *pool, const struct module *module, bool b);
 
 // --- llama.cpp adapter (formats.md 7), F32 tensors, GGUF row order. The file has one alpha: where modules' scales
 // differ, B carries the difference.

@@ -2,6 +2,7 @@
 // both must agree, as loaders differ in which one they believe.
 #include "adapters/output.h"
 #include "adapters/peft_config.h"
+#include "adapters/peft_layout.h"
 
 #include "model/safetensors.h"
 
@@ -10,50 +11,69 @@
 #include <string.h>
 
 static const char PREFIX[] = "base_model.model.";
-static const char *const SUFFIX[2] = {".lora_A.weight", ".lora_B.weight"};
 static const char TENSORS[] = "adapter_model.safetensors", CONFIG[] = "adapter_config.json";
-enum { A, B };
-
-char *peft_key(struct pool *pool, const struct module *module, bool b) {
-    return pool_printf(pool, "%s%s%s", PREFIX, module->hf_name, SUFFIX[b]);
-}
 
 // --- Writing the tensors
 
-// B in Hugging Face's row order, some rows at a time.
-static int write_b(void *context, struct file_writer *out, struct error *err) {
-    const struct adapter_module *m = context;
-    float rows[4 * ADAPTER_MAX_RANK];
-    size_t row_bytes = (size_t)m->r * sizeof(float), held = 0;
-    for (int64_t row = 0; row < m->module->out; row++) {
-        memcpy((char *)rows + held, m->b + module_file_row(m->module, row) * m->r, row_bytes);
+struct entry { // of the file that is written
+    struct peft_tensor tensor;
+    const struct adapter_module *m;
+};
+
+static int write_entry(void *context, struct file_writer *out, struct error *err) {
+    const struct entry *e = context;
+    size_t row_bytes = (size_t)e->tensor.cols * sizeof(float), held = 0, room = row_bytes > 65536 ? row_bytes : 65536;
+    char *rows = mem_alloc(room);
+    if (!rows) return error_memory(err, "rows of an adapter", room);
+    int status = 0;
+    for (int64_t row = 0; row < e->tensor.rows && status == 0; row++) {
+        peft_get_row(&e->tensor, e->m, row, (float *)(void *)(rows + held));
         held += row_bytes;
-        if (held + row_bytes <= sizeof rows && row + 1 < m->module->out) continue;
-        if (file_write(out, rows, held, err)) return -1;
+        if (held + row_bytes <= room && row + 1 < e->tensor.rows) continue;
+        status = file_write(out, rows, held, err);
         held = 0;
     }
-    return 0;
+    mem_free(rows);
+    return status;
+}
+
+// The tensors of all modules; NULL when out of memory.
+static struct entry *list_entries(const struct adapter *adapter, struct pool *pool, size_t *count) {
+    bool *has = pool_array(pool, (uint64_t)adapter->model->n_modules, sizeof *has);
+    *count = 0;
+    for (int i = 0; i < adapter->n_modules; i++) *count += (size_t)peft_tensor_count(adapter->modules[i].module);
+    struct entry *entries = pool_array(pool, *count, sizeof *entries), *at = entries;
+    if (!has || !entries) return NULL;
+    for (int i = 0; i < adapter->n_modules; i++) has[adapter->modules[i].module->id] = true;
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        bool sibling = peft_has_sibling(adapter->model, has, m->module);
+        for (int k = 0; k < peft_tensor_count(m->module); k++, at++) {
+            at->m = m;
+            if (!peft_tensor_at(pool, m->module, m->r, sibling, k, &at->tensor)) return NULL;
+        }
+    }
+    return entries;
 }
 
 // Compares what is on disk with what is in memory: an adapter is not saved before it was read again.
-static int read_back(const char *path, const struct adapter *adapter, struct pool *pool, struct error *err) {
+static int read_back(const char *path, const struct entry *entries, size_t count, struct error *err) {
     struct safetensors file;
     if (safetensors_open(path, &file, err)) return -1;
-    bool same = file.n_entries == 2 * (size_t)adapter->n_modules;
+    bool same = file.n_entries == count;
     int status = 0;
-    for (int i = 0; i < adapter->n_modules && same && status == 0; i++) {
-        const struct adapter_module *m = &adapter->modules[i];
-        const char *a_key = peft_key(pool, m->module, A), *b_key = peft_key(pool, m->module, B);
-        if (!a_key || !b_key) {
-            status = error_memory(err, "tensor names", 0);
-            break;
+    for (size_t i = 0; i < count && same && status == 0; i++) {
+        const struct peft_tensor *t = &entries[i].tensor;
+        const struct safetensors_entry *e = safetensors_find(&file, t->key);
+        size_t row_bytes = (size_t)t->cols * sizeof(float);
+        float *row = mem_alloc(row_bytes);
+        if (!row) status = error_memory(err, "a row of an adapter", row_bytes);
+        same = row && e && e->bytes == row_bytes * (size_t)t->rows;
+        for (int64_t k = 0; k < t->rows && same; k++) {
+            peft_get_row(t, entries[i].m, k, row);
+            same = memcmp(e->data + (size_t)k * row_bytes, row, row_bytes) == 0;
         }
-        const struct safetensors_entry *a = safetensors_find(&file, a_key), *b = safetensors_find(&file, b_key);
-        size_t row = (size_t)m->r * sizeof(float), a_bytes = row * (size_t)m->module->in;
-        same = a && b && a->bytes == a_bytes && b->bytes == row * (size_t)m->module->out &&
-               !memcmp(a->data, m->a, a_bytes);
-        for (int64_t o = 0; o < m->module->out && same; o++)
-            same = !memcmp(b->data + (size_t)o * row, m->b + module_file_row(m->module, o) * m->r, row);
+        mem_free(row);
     }
     safetensors_close(&file);
     if (status == 0 && !same)
@@ -62,25 +82,26 @@ static int read_back(const char *path, const struct adapter *adapter, struct poo
 }
 
 static int write_tensors(const char *path, const struct adapter *adapter, struct pool *pool, struct error *err) {
-    struct safetensors_out *entries = pool_array(pool, 2 * (uint64_t)adapter->n_modules, sizeof *entries);
-    if (!entries) return error_memory(err, "the tensor table", (size_t)adapter->n_modules * sizeof *entries);
-    for (int i = 0; i < adapter->n_modules; i++) {
-        struct adapter_module *m = &adapter->modules[i];
-        struct safetensors_out *a = &entries[2 * i], *b = a + 1;
-        *a = (struct safetensors_out){.dtype = ST_F32, .n_dims = 2, .shape = {m->r, m->module->in}, .data = m->a};
-        *b = (struct safetensors_out){
-            .dtype = ST_F32, .n_dims = 2, .shape = {m->module->out, m->r}, .fill = write_b, .context = m};
-        a->name = peft_key(pool, m->module, A);
-        b->name = peft_key(pool, m->module, B);
-        if (!a->name || !b->name) return error_memory(err, "tensor names", 0);
+    size_t count;
+    struct entry *entries = list_entries(adapter, pool, &count);
+    struct safetensors_out *out = entries ? pool_array(pool, count, sizeof *out) : NULL;
+    if (!out) return error_memory(err, "the tensor table", count * sizeof *entries);
+    for (size_t i = 0; i < count; i++) {
+        const struct peft_tensor *t = &entries[i].tensor;
+        out[i] = (struct safetensors_out){.name = t->key,
+                                          .dtype = ST_F32,
+                                          .n_dims = 2,
+                                          .shape = {t->rows, t->cols},
+                                          .fill = write_entry,
+                                          .context = &entries[i]};
     }
-    struct output out;
-    if (output_open(path, &out, err)) return -1;
-    int status = safetensors_write(&out.file, entries, 2 * (size_t)adapter->n_modules, err);
-    if (status == 0) status = output_close(&out, err);
-    if (status == 0) status = read_back(out.temporary, adapter, pool, err);
-    if (status == 0) return output_commit(&out, err);
-    output_abandon(&out);
+    struct output file;
+    if (output_open(path, &file, err)) return -1;
+    int status = safetensors_write(&file.file, out, count, err);
+    if (status == 0) status = output_close(&file, err);
+    if (status == 0) status = read_back(file.temporary, entries, count, err);
+    if (status == 0) return output_commit(&file, err);
+    output_abandon(&file);
     return -1;
 }
 
@@ -107,7 +128,10 @@ int peft_write(const char *folder, const struct adapter *adapter, struct error *
 struct peft_reader {
     const char *path; // of the tensors
     const struct model *model;
-    const struct safetensors_entry *(*halves)[2]; // per module id
+    const struct safetensors *file;
+    const struct peft_config *config;
+    bool *used; // per entry of the file
+    struct pool *pool;
     struct error *err;
 };
 
@@ -137,40 +161,21 @@ static int refuse_tensor(struct peft_reader *r, const char *name) {
         name);
 }
 
-static int sort_tensors(struct peft_reader *r, const struct safetensors *file) {
-    for (size_t i = 0; i < file->n_entries; i++) {
-        const struct safetensors_entry *e = &file->entries[i];
-        size_t length = strlen(e->name), suffix = sizeof ".lora_A.weight" - 1, prefix = sizeof PREFIX - 1;
-        const struct module *m = NULL;
-        int half = -1;
-        if (length > prefix + suffix && memcmp(e->name, PREFIX, prefix) == 0)
-            for (int h = A; h <= B; h++)
-                if (strcmp(e->name + length - suffix, SUFFIX[h]) == 0) half = h;
-        if (half >= 0) m = model_find_module(r->model, e->name + prefix, length - prefix - suffix);
-        if (!m) return refuse_tensor(r, e->name);
-        r->halves[m->id][half] = e;
-    }
-    return 0;
-}
-
-// Tensors and configuration must name the same modules: PEFT would leave out the rest with a mere warning.
-static int check_modules(struct peft_reader *r, const struct peft_config *config, int *count) {
-    *count = 0;
+// A tensor that was not asked for: of a module that target_modules leaves out, or of none.
+static int refuse_unused(struct peft_reader *r, const char *name) {
+    bool *none = pool_array(r->pool, (uint64_t)r->model->n_modules, sizeof *none);
+    if (!none) return error_memory(r->err, "the module selection", (size_t)r->model->n_modules);
     for (int i = 0; i < r->model->n_modules; i++) {
-        const char *name = r->model->modules[i].hf_name;
-        const struct safetensors_entry *a = r->halves[i][A], *b = r->halves[i][B];
-        if (a && b && config->selected[i]) ++*count;
-        if (!a && !b && config->selected[i])
-            return error_set(r->err, STATUS_DATA, "%s: target_modules selects '%s', but its tensors are missing",
-                             r->path, name);
-        if (!a != !b)
-            return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->path, name, SUFFIX[a ? A : B] + 1,
-                             SUFFIX[a ? B : A] + 1);
-        if (a && !config->selected[i])
+        const struct module *m = &r->model->modules[i];
+        struct peft_tensor t;
+        for (int k = 0; k < peft_tensor_count(m) && !r->config->selected[i]; k++) {
+            if (!peft_tensor_at(r->pool, m, 1, false, k, &t)) return error_memory(r->err, "tensor names", 0);
+            if (strcmp(t.key, name) != 0) continue;
             return error_set(r->err, STATUS_DATA, "%s: has tensors of '%s', which target_modules does not select",
-                             r->path, name);
+                             r->path, m->hf_name);
+        }
     }
-    return 0;
+    return refuse_tensor(r, name);
 }
 
 static int check_shape(struct peft_reader *r, const struct safetensors_entry *e, int64_t rows, int64_t cols) {
@@ -183,46 +188,84 @@ static int check_shape(struct peft_reader *r, const struct safetensors_entry *e,
                      shape, (long long)rows, (long long)cols);
 }
 
-// Copies a tensor to floats, row `i` of the file to row order(i) of `out`.
-static int copy_rows(struct peft_reader *r, const struct safetensors_entry *e, const struct module *order, float *out) {
+// One row of a tensor as floats.
+static int copy_row(struct peft_reader *r, const struct safetensors_entry *e, int64_t i, float *row) {
     if (e->dtype != ST_F32 && e->dtype != ST_F16 && e->dtype != ST_BF16)
         return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %s; F32, F16 and BF16 can be read", r->path, e->name,
                          safetensors_dtype_name(e->dtype));
-    int64_t rows = e->shape[0], cols = e->shape[1];
-    for (int64_t i = 0; i < rows; i++) {
-        float *row = out + (order ? module_file_row(order, i) : i) * cols;
-        for (int64_t j = 0; j < cols; j++) {
-            uint16_t half;
-            if (e->dtype == ST_F32) {
-                memcpy(&row[j], e->data + (size_t)(i * cols + j) * 4, 4);
-            } else {
-                memcpy(&half, e->data + (size_t)(i * cols + j) * 2, 2);
-                row[j] = e->dtype == ST_F16 ? f16_to_float(half) : bf16_to_float(half);
+    int64_t cols = e->shape[1];
+    for (int64_t j = 0; j < cols; j++) {
+        uint16_t half;
+        if (e->dtype == ST_F32) {
+            memcpy(&row[j], e->data + (size_t)(i * cols + j) * 4, 4);
+        } else {
+            memcpy(&half, e->data + (size_t)(i * cols + j) * 2, 2);
+            row[j] = e->dtype == ST_F16 ? f16_to_float(half) : bf16_to_float(half);
+        }
+        if (!isfinite(row[j]))
+            return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %g at [%lld, %lld]; the adapter is damaged",
+                             r->path, e->name, (double)row[j], (long long)i, (long long)j);
+    }
+    return 0;
+}
+
+// Tensors and configuration must name the same modules: PEFT would leave out the rest with a mere warning.
+static int find_pair(struct peft_reader *r, const struct module *m, const struct peft_tensor t[2],
+                     const struct safetensors_entry *e[2]) {
+    for (int h = 0; h < 2; h++) {
+        e[h] = safetensors_find(r->file, t[h].key);
+        if (e[h]) r->used[e[h] - r->file->entries] = true;
+    }
+    if (!e[0] && !e[1])
+        return error_set(r->err, STATUS_DATA, "%s: target_modules selects '%s', but its tensors are missing", r->path,
+                         m->hf_name);
+    if (!e[0] || !e[1])
+        return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->path, m->hf_name,
+                         e[0] ? "lora_A.weight" : "lora_B.weight", e[0] ? "lora_B.weight" : "lora_A.weight");
+    return check_shape(r, e[0], t[0].rows, t[0].cols) || check_shape(r, e[1], t[1].rows, t[1].cols) ? -1 : 0;
+}
+
+static int read_module(struct peft_reader *r, const struct module *module, struct adapter *out) {
+    int rank = r->config->ranks[module->id];
+    bool sibling = peft_has_sibling(r->model, r->config->selected, module);
+    struct adapter_module *m = NULL;
+    for (int k = 0; k < peft_tensor_count(module); k += 2) {
+        struct peft_tensor t[2];
+        const struct safetensors_entry *e[2];
+        if (!peft_tensor_at(r->pool, module, rank, sibling, k, &t[0]) ||
+            !peft_tensor_at(r->pool, module, rank, sibling, k + 1, &t[1]))
+            return error_memory(r->err, "tensor names", 0);
+        if (find_pair(r, module, t, e)) return -1;
+        if (!m) { // not before the shapes are known to be right
+            if (adapter_add(out, module, rank, r->config->alphas[module->id], r->err)) return -1;
+            m = &out->modules[out->n_modules - 1];
+        }
+        for (int h = 0; h < 2; h++) {
+            float *row = mem_alloc((size_t)t[h].cols * sizeof *row);
+            int status = row ? 0 : error_memory(r->err, "a row of an adapter", (size_t)t[h].cols);
+            for (int64_t i = 0; i < t[h].rows && status == 0; i++) {
+                status = copy_row(r, e[h], i, row);
+                if (status == 0) peft_put_row(&t[h], m, i, row);
             }
-            if (!isfinite(row[j]))
-                return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %g at [%lld, %lld]; the adapter is damaged",
-                                 r->path, e->name, (double)row[j], (long long)i, (long long)j);
+            mem_free(row);
+            if (status) return -1;
         }
     }
     return 0;
 }
 
-static int read_tensors(struct peft_reader *r, const struct safetensors *file, const struct peft_config *config,
-                        struct pool *pool, struct adapter *out) {
-    int count;
-    r->halves = pool_array(pool, (uint64_t)r->model->n_modules, sizeof *r->halves);
-    if (!r->halves) return error_memory(r->err, "the tensor table", 0);
-    if (sort_tensors(r, file) || check_modules(r, config, &count) || adapter_begin(r->model, count, out, r->err))
-        return -1;
+static int read_tensors(struct peft_reader *r, struct adapter *out) {
+    const struct peft_config *config = r->config;
+    int count = 0;
+    r->used = pool_array(r->pool, r->file->n_entries, sizeof *r->used);
+    if (!r->used) return error_memory(r->err, "the tensor table", r->file->n_entries);
+    for (int i = 0; i < r->model->n_modules; i++) count += config->selected[i];
+    if (adapter_begin(r->model, count, out, r->err)) return -1;
     for (int i = 0; i < r->model->n_modules; i++) {
-        const struct module *module = &r->model->modules[i];
-        if (!config->selected[i]) continue;
-        if (check_shape(r, r->halves[i][A], config->ranks[i], module->in) ||
-            check_shape(r, r->halves[i][B], module->out, config->ranks[i]) ||
-            adapter_add(out, module, config->ranks[i], config->alphas[i], r->err))
-            return -1;
-        struct adapter_module *m = &out->modules[out->n_modules - 1];
-        if (copy_rows(r, r->halves[i][A], NULL, m->a) || copy_rows(r, r->halves[i][B], module, m->b)) return -1;
+        if (config->selected[i] && read_module(r, &r->model->modules[i], out)) return -1;
+    }
+    for (size_t i = 0; i < r->file->n_entries; i++) {
+        if (!r->used[i]) return refuse_unused(r, r->file->entries[i].name);
     }
     out->r = config->r;
     out->alpha = config->alpha;
@@ -242,8 +285,9 @@ static int take(const char *name, const struct text *config_bytes, const struct 
     int status = tensors && path ? 0 : error_memory(err, "a file name", strlen(name));
     if (status == 0) status = peft_config_parse(path, config_bytes, model, &pool, &config, err);
     if (status == 0) {
-        struct peft_reader r = {.path = tensors, .model = model, .err = err};
-        status = read_tensors(&r, file, &config, &pool, out);
+        struct peft_reader r = {
+            .path = tensors, .model = model, .file = file, .config = &config, .pool = &pool, .err = err};
+        status = read_tensors(&r, out);
     }
     if (status) adapter_free(out);
     pool_free(&pool);

@@ -38,7 +38,6 @@ static const struct {
     {"modules_to_save", "trained copies of whole modules"},
     {"trainable_token_indices", "trained token rows"},
     {"lora_bias", "biases on the adapter"},
-    {"target_parameters", "adapters on fused parameters"},
     {"layer_replication", "replicated layers"},
     {"alora_invocation_tokens", "activated LoRA"},
     {"fan_in_fan_out", "transposed weights"},
@@ -65,6 +64,7 @@ static const char *const known[] = {
     "lora_alpha",
     "lora_dropout",
     "target_modules",
+    "target_parameters",
     "exclude_modules",
     "bias",
     "use_rslora",
@@ -144,6 +144,14 @@ static bool literal_matches(const char *pattern, const char *path) {
     return true;
 }
 
+// The module's name, of experts that of the first.
+static const char *module_example(const struct module *m, char *out, size_t size) {
+    const char *d = strstr(m->hf_name, "%d");
+    if (!d) return m->hf_name;
+    snprintf(out, size, "%.*s0%s", (int)(d - m->hf_name), m->hf_name, d + 2);
+    return out;
+}
+
 // Marks the modules whose whole HF name the regular expression matches.
 static int mark_matches(struct reader *r, const char *key, const char *regex, bool *marks) {
     int code, status = 0;
@@ -167,7 +175,8 @@ static int mark_matches(struct reader *r, const char *key, const char *regex, bo
         pcre2_set_heap_limit(context, HEAP_KIB);
     }
     for (int i = 0; i < r->model->n_modules && status == 0; i++) {
-        const char *name = r->model->modules[i].hf_name;
+        char one[512];
+        const char *name = module_example(&r->model->modules[i], one, sizeof one);
         int found = pcre2_match(compiled, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, context);
         if (found < 0 && found != PCRE2_ERROR_NOMATCH)
             status =
@@ -237,10 +246,30 @@ static int list_takes(struct reader *r, const char *key, const struct json *list
     return 0;
 }
 
-static int select_by_list(struct reader *r, const struct json *list, bool *selected) {
+// PEFT refuses a parameter that is not there.
+static int check_parameters(struct reader *r, const struct json *list) {
+    for (const struct json *v = json_child(list); v; v = json_next(v)) {
+        size_t n;
+        const char *name = json_string(v, &n);
+        bool found = false;
+        for (int i = 0; name && i < r->model->n_modules && !found; i++) {
+            const struct module *m = &r->model->modules[i];
+            found = m->form == MODULE_PARAMETER && is_name_or_ending(m->hf_name, strlen(m->hf_name), name, n);
+        }
+        if (!found)
+            return error_set(r->err, STATUS_DATA,
+                             "%s: 'target_parameters' names '%.100s', which the base does not have", r->path,
+                             name ? name : json_type_name(v));
+    }
+    return 0;
+}
+
+static int select_by_list(struct reader *r, const char *key, const struct json *list, bool *selected) {
+    bool parameters = strcmp(key, "target_parameters") == 0;
     for (int i = 0; i < r->model->n_modules; i++) {
         bool exact, allowed;
-        if (list_takes(r, "target_modules", list, &r->model->modules[i], &selected[i], &exact)) return -1;
+        if (parameters != (r->model->modules[i].form == MODULE_PARAMETER)) continue;
+        if (list_takes(r, key, list, &r->model->modules[i], &selected[i], &exact)) return -1;
         if (!selected[i] || exact) continue;
         if (layer_allowed(r, &r->model->modules[i], &allowed)) return -1;
         selected[i] = allowed;
@@ -264,19 +293,32 @@ static int unselect_excluded(struct reader *r, struct pool *pool, bool *selected
     return 0;
 }
 
+static int select_by_regex(struct reader *r, struct pool *pool, const char *regex, bool *selected) {
+    bool *marks = pool_array(pool, (uint64_t)r->model->n_modules, sizeof *marks);
+    if (!marks) return error_memory(r->err, "the module selection", (size_t)r->model->n_modules);
+    if (mark_matches(r, "target_modules", regex, marks)) return -1;
+    for (int i = 0; i < r->model->n_modules; i++)
+        selected[i] |= marks[i] && r->model->modules[i].form != MODULE_PARAMETER;
+    return 0;
+}
+
 static int select_modules(struct reader *r, struct pool *pool, bool *selected) {
-    const struct json *value = json_get(r->root, "target_modules");
+    const struct json *value = json_get(r->root, "target_modules"), *more = json_get(r->root, "target_parameters");
     const char *text = json_string(value, NULL);
     int status = 0;
+    if (json_is(more, JSON_ARRAY))
+        status = check_parameters(r, more) ? -1 : select_by_list(r, "target_parameters", more, selected);
+    if (status) return -1;
+    if (json_is(more, JSON_ARRAY) && json_count(more) > 0 && is_unused(value)) return 0;
     if (text && strcmp(text, "all-linear") == 0)
         for (int i = 0; i < r->model->n_modules; i++) {
             const struct module *m = &r->model->modules[i];
             selected[i] = !m->router && (m->form == MODULE_LINEAR || m->form == MODULE_EXPERTS);
         }
     else if (text)
-        status = mark_matches(r, "target_modules", text, selected);
+        status = select_by_regex(r, pool, text, selected);
     else if (value && json_type(value) == JSON_ARRAY)
-        status = select_by_list(r, value, selected);
+        status = select_by_list(r, "target_modules", value, selected);
     else
         status = error_set(r->err, STATUS_DATA, "%s: target_modules is %s; it must be a list of names or an expression",
                            r->path, json_type_name(value));
@@ -428,21 +470,76 @@ static int compare_strings(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+// Every module by its whole path, each expert too.
+static void put_paths(struct json_writer *w, const struct adapter *adapter) {
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct module *m = adapter->modules[i].module;
+        const char *d = m->form == MODULE_EXPERTS ? strstr(m->hf_name, "%d") : NULL;
+        if (m->form == MODULE_PARAMETER) continue;
+        if (!d) json_put_string(w, m->hf_name);
+        for (int e = 0; d && e < m->experts; e++) {
+            char path[512];
+            snprintf(path, sizeof path, "%.*s%d%s", (int)(d - m->hf_name), m->hf_name, e, d + 2);
+            json_put_string(w, path);
+        }
+    }
+}
+
+// Do these short names select, in the layers that have an adapter, nothing but its modules?
+static bool selects_exactly(const struct adapter *adapter, const struct coverage *c, const char *const *names,
+                            size_t n) {
+    for (int i = 0; i < adapter->model->n_modules; i++) {
+        const struct module *m = &adapter->model->modules[i];
+        bool taken = false, ours = false;
+        for (size_t k = 0; k < n; k++) taken |= strcmp(names[k], m->short_name) == 0;
+        if (!taken || m->form == MODULE_PARAMETER || (m->layer >= 0 && !c->layer[m->layer])) continue;
+        for (int k = 0; k < adapter->n_modules && !ours; k++) ours = adapter->modules[k].module == m;
+        if (!ours) return false;
+    }
+    return true;
+}
+
 // Short names where that selects exactly our modules, else every module by its whole path.
 static void put_targets(struct json_writer *w, const struct adapter *adapter, const struct coverage *c) {
     const char *names[MODULE_KINDS];
     size_t n = 0;
-    json_put_key(w, "target_modules");
-    json_begin_array(w);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
-        bool listed = !c->regular;
-        if (listed) json_put_string(w, m->hf_name);
+        bool listed = m->form == MODULE_PARAMETER;
         for (size_t k = 0; k < n && !listed; k++) listed = strcmp(names[k], m->short_name) == 0;
         if (!listed) names[n++] = m->short_name;
     }
     qsort(names, n, sizeof *names, compare_strings);
+    json_put_key(w, "target_modules");
+    json_begin_array(w);
+    if (!c->regular || !selects_exactly(adapter, c, names, n)) {
+        put_paths(w, adapter);
+        n = 0;
+    }
     for (size_t k = 0; k < n; k++) json_put_string(w, names[k]);
+    json_end_array(w);
+}
+
+// Parameters by their path within a layer where every adapted layer has the same, else by their whole path.
+static void put_parameters(struct json_writer *w, const struct adapter *adapter, const struct coverage *c) {
+    bool any = false;
+    for (int i = 0; i < adapter->n_modules; i++) any |= adapter->modules[i].module->form == MODULE_PARAMETER;
+    if (!any) return; // a key that older readers do not know
+    int first_layer = -1;
+    json_put_key(w, "target_parameters");
+    json_begin_array(w);
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct module *m = adapter->modules[i].module;
+        if (m->form != MODULE_PARAMETER) continue;
+        char number[32];
+        snprintf(number, sizeof number, ".%d.", m->layer);
+        const char *at = strstr(m->hf_name, number);
+        if (first_layer < 0) first_layer = m->layer;
+        if (!c->regular || !c->all || !at)
+            json_put_string(w, m->hf_name);
+        else if (m->layer == first_layer)
+            json_put_string(w, at + strlen(number));
+    }
     json_end_array(w);
 }
 
@@ -464,7 +561,11 @@ static void put_pattern(struct json_writer *w, const struct adapter *adapter, bo
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
         if (ranks ? m->r == adapter->r : m->alpha == adapter->alpha) continue;
-        json_put_key(w, m->module->hf_name);
+        char pattern[512];
+        const char *d = strstr(m->module->hf_name, "%d");
+        if (d)
+            snprintf(pattern, sizeof pattern, "%.*s[0-9]+%s", (int)(d - m->module->hf_name), m->module->hf_name, d + 2);
+        json_put_key(w, d ? pattern : m->module->hf_name);
         put_number(w, ranks ? (float)m->r : m->alpha);
     }
     json_end_object(w);
@@ -510,6 +611,7 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     json_put_key(&w, "revision");
     json_put_null(&w);
     put_targets(&w, adapter, &c);
+    put_parameters(&w, adapter, &c);
     json_put_key(&w, "task_type");
     json_put_string(&w, "CAUSAL_LM");
     json_put_key(&w, "use_dora");

@@ -39,6 +39,7 @@ void json_free(struct json_document *document); // zeroed struct is a no-op
 
 // --- Looking. NULL stands for "no such value" everywhere and has no type: ask before use.
 enum json_type json_type(const struct json *value);
+bool json_is(const struct json *value, enum json_type type);             // false for NULL
 const char *json_type_name(const struct json *value);                    // "a string", "missing" for NULL
 const struct json *json_get(const struct json *object, const char *key); // linear; NULL when absent or no object
 const struct json *json_child(const struct json *container);             // the first one; NULL when empty or a scalar

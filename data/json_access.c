@@ -35,6 +35,10 @@ static const char *type_name(enum json_type type) {
     return names[type];
 }
 
+bool json_is(const struct json *value, enum json_type type) {
+    return value && json_type(value) == type;
+}
+
 const char *json_type_name(const struct json *value) {
     return value ? type_name(json_type(value)) : "missing";
 }

@@ -365,6 +365,8 @@ static int check_logprob(const struct check *c) {
     const struct op_call *call = c->call;
     int64_t t = call->in[0].rows, d = call->in[0].cols;
     if (want_in(c, 0, WANT_ACT, ANY, ANY) || want_weight(c, "the head", call->p.logprob.w, ANY, d)) return -1;
+    const struct weight *bias = call->p.logprob.bias;
+    if (bias && want_weight(c, "the head's bias", bias, 1, call->p.logprob.w->rows)) return -1;
     if (!(call->p.logprob.soft_cap >= 0)) return param_error(c, "soft_cap is negative");
     if (call->op == OP_LOGITS) return want_out(c, 0, WANT_F32, t, call->p.logprob.w->rows, NULL);
     if (want_in(c, 1, WANT_I32, t, 1) || want_in(c, 2, WANT_F32, t, 1) || want_out(c, 0, WANT_F32, t, 1, NULL) ||

@@ -178,12 +178,12 @@ union op_params {
     // seqs row n = {q_begin, q_len, kv_begin, kv_len}; unused rows have q_len 0. Query i of a sequence stands at
     // position kv_len - q_len + i of its keys and sees keys j <= that. Query rows in no sequence give o = 0.
     struct {
-        const struct weight *w; // (V, D)
-        float soft_cap;         // on logits, 0 = off
-        float logit_scale;      // 1 = off
-        bool fused;             // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
-        int64_t chunk_rows;     // rows of logits alive at a time (workspace)
-    } logprob;                  // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
+        const struct weight *w, *bias; // (V, D); (1, V) or NULL
+        float soft_cap;                // on logits, 0 = off
+        float logit_scale;             // 1 = off
+        bool fused;         // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
+        int64_t chunk_rows; // rows of logits alive at a time (workspace)
+    } logprob;              // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
     struct {
         double value;
     } fill;

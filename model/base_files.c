@@ -127,7 +127,7 @@ static int open_index(struct base *b, const char *path, struct error *err) {
 static int open_config(struct base *b, const char *path, struct error *err) {
     struct json_options options = {.name = path};
     if (json_load(path, CONFIG_LIMIT, &options, &b->config, err)) return -1;
-    if (json_type(b->config.root) == JSON_OBJECT) return 0;
+    if (json_is(b->config.root, JSON_OBJECT)) return 0;
     return error_set(err, STATUS_DATA, "%s: is no JSON object", path);
 }
 

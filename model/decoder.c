@@ -131,6 +131,7 @@ static union op_params head_params(const struct decoder *d, int64_t rows, bool f
     if (chunk < 16) chunk = 16;
     if (chunk > rows) chunk = rows;
     return (union op_params){.logprob = {.w = d->model->head,
+                                         .bias = d->model->head_bias,
                                          .soft_cap = a->final_soft_cap,
                                          .logit_scale = a->logit_scale,
                                          .fused = fused,

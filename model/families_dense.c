@@ -148,7 +148,7 @@ void map_gemma3(struct hparams *h, struct arch *a) {
     a->rope[0].head_dim = a->layer[0].head_dim;
     arch_rope(h, a, 0, "full_attention", "rope.freq_base", 1e6);
     const struct json *local = json_get(h->rope, "sliding_attention");
-    if (json_type(local) == JSON_OBJECT)
+    if (json_is(local, JSON_OBJECT))
         a->rope[1] = a->rope[0], arch_rope(h, a, 1, "sliding_attention", NULL, 10000);
     else
         arch_rope_plain(h, a, 1, hp_float(h, "rope_local_base_freq", "rope.freq_base_swa", 10000));
@@ -196,7 +196,7 @@ void map_olmo2(struct hparams *h, struct arch *a) { // norms after, of queries a
         arch_sliding(h, a, window, 4, slides);
         a->rope[0].head_dim = a->layer[0].head_dim;
         arch_rope(h, a, 0, "full_attention", "rope.freq_base", 500000);
-        if (json_type(json_get(h->rope, "sliding_attention")) == JSON_OBJECT)
+        if (json_is(json_get(h->rope, "sliding_attention"), JSON_OBJECT))
             a->rope[1] = a->rope[0], arch_rope(h, a, 1, "sliding_attention", NULL, 500000);
         else
             arch_rope_plain(h, a, 1, hp_float(h, NULL, "rope.freq_base_swa", a->rope[0].theta));
@@ -234,7 +234,7 @@ void map_exaone4(struct hparams *h, struct arch *a) { // full layers are not tur
     int64_t window = hp_int(h, "sliding_window", "attention.sliding_window", 0, INT32_MAX, given || h->gguf ? 0 : 4096);
     int64_t period = 4;
     const char *pattern = NULL;
-    if (!h->gguf && json_type(json_get(h->json, "sliding_window_pattern")) == JSON_STRING)
+    if (!h->gguf && json_is(json_get(h->json, "sliding_window_pattern"), JSON_STRING))
         pattern = hp_text(h, "sliding_window_pattern", NULL, NULL);
     else
         period = hp_int(h, "sliding_window_pattern", NULL, 0, 65536, 4);

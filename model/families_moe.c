@@ -207,7 +207,7 @@ void map_llama4(struct hparams *h,
         if (!turned[l]) y->rope_k = ROPE_NONE, y->rope_q = tuned ? 1 : ROPE_NONE;
     }
     const struct json *list = h->gguf ? NULL : json_get(h->json, "moe_layers");
-    if (json_type(list) == JSON_ARRAY) {
+    if (json_is(list, JSON_ARRAY)) {
         for (int l = 0; l < a->layers; l++) a->layer[l].moe = false;
         for (const struct json *at = json_child(list); at; at = json_next(at)) {
             int64_t l;

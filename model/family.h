@@ -42,6 +42,7 @@ enum tensor_flags {
     TENSOR_ALTERNATE = 16, // Hugging Face: rows of the parts alternate
     TENSOR_PARAMETER = 32, // PEFT: a target parameter (lora_target_parameters), no module
     TENSOR_ROUTER = 64,    // not reached by lora_target_linear
+    TENSOR_SWAPPED = 128,  // PEFT takes the inputs of this parameter for its outputs
 };
 
 enum { FAMILY_PARTS = 3, FAMILY_LINEARS = 24, FAMILY_NORMS = 10 };

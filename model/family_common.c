@@ -62,7 +62,7 @@ static double yarn_size(double factor, double by) {
 static double json_number(struct hparams *h, const struct json *object, const char *key, double fallback) {
     const struct json *v = json_get(object, key);
     double value = fallback;
-    if (v && json_type(v) != JSON_NULL && !(json_double(v, &value) && isfinite(value)))
+    if (v && !json_is(v, JSON_NULL) && !(json_double(v, &value) && isfinite(value)))
         hp_error(h, "key '%s' of the rope is no number", key);
     return value;
 }
@@ -83,7 +83,7 @@ static enum rope_scaling scaling_named(struct hparams *h, const char *name) {
 
 static void rope_json(struct hparams *h, struct arch *arch, struct rope_arch *r, const char *section) {
     const struct json *rope = h->rope, *keyed = section ? json_get(h->rope, section) : NULL;
-    if (json_type(keyed) == JSON_OBJECT) rope = keyed;
+    if (json_is(keyed, JSON_OBJECT)) rope = keyed;
     double context = arch->context;
     r->theta = json_number(h, rope, "rope_theta", hp_float(h, "rope_theta", NULL, r->theta));
     double partial = json_number(h, rope, "partial_rotary_factor", hp_float(h, "partial_rotary_factor", NULL, 1));
@@ -91,7 +91,7 @@ static void rope_json(struct hparams *h, struct arch *arch, struct rope_arch *r,
     const char *type = json_string(json_get(rope, "rope_type"), NULL);
     if (!type) type = json_string(json_get(rope, "type"), NULL);
     r->scaling = type ? scaling_named(h, type) : ROPE_SCALING_NONE;
-    if (r->scaling == ROPE_SCALING_YARN && json_type(json_get(rope, "long_factor")) == JSON_ARRAY)
+    if (r->scaling == ROPE_SCALING_YARN && json_is(json_get(rope, "long_factor"), JSON_ARRAY))
         r->scaling = ROPE_SCALING_LONGROPE; // early Phi 3 files
     r->original = json_number(h, rope, "original_max_position_embeddings",
                               hp_float(h, "original_max_position_embeddings", NULL, context));

@@ -20,10 +20,10 @@ int hp_error(struct hparams *h, const char *format, ...) {
 void hparams_from_json(struct hparams *h, const char *name, const struct json *root, struct pool *pool,
                        struct error *err) {
     const struct json *text = json_get(root, "text_config");
-    *h = (struct hparams){.name = name, .pool = pool, .err = err, .json = json_type(text) == JSON_OBJECT ? text : root};
+    *h = (struct hparams){.name = name, .pool = pool, .err = err, .json = json_is(text, JSON_OBJECT) ? text : root};
     h->rope = json_get(h->json, "rope_parameters");
-    if (json_type(h->rope) != JSON_OBJECT) h->rope = json_get(h->json, "rope_scaling");
-    if (json_type(h->rope) != JSON_OBJECT) h->rope = NULL;
+    if (!json_is(h->rope, JSON_OBJECT)) h->rope = json_get(h->json, "rope_scaling");
+    if (!json_is(h->rope, JSON_OBJECT)) h->rope = NULL;
 }
 
 void hparams_from_gguf(struct hparams *h, const struct gguf *file, const char *architecture, struct pool *pool,
@@ -38,7 +38,7 @@ static const struct json *lookup(const struct hparams *h, const char *names) {
         size_t length = strcspn(names, "|");
         snprintf(name, sizeof name, "%.*s", (int)length, names);
         const struct json *value = json_get(h->json, name);
-        if (value && json_type(value) != JSON_NULL) return value;
+        if (value && !json_is(value, JSON_NULL)) return value;
         names += length + (names[length] == '|');
     }
     return NULL;
@@ -139,7 +139,7 @@ bool hp_layers(struct hparams *h, const char *json, const char *gguf, int64_t lo
     }
     const struct json *v = h->gguf ? NULL : lookup(h, json);
     if (!v) return false;
-    bool list = json_type(v) == JSON_ARRAY;
+    bool list = json_is(v, JSON_ARRAY);
     if (list && json_count(v) < count) {
         hp_error(h, "key '%s' has %zu entries for %zu layers", json, json_count(v), count);
         return false;
@@ -177,8 +177,8 @@ const float *hp_floats(struct hparams *h, const struct json *object, const char 
         memcpy(out, t->data, count * sizeof *out);
     } else {
         const struct json *v = json_get(object, json);
-        if (!v || json_type(v) == JSON_NULL) return NULL;
-        if (json_type(v) != JSON_ARRAY || json_count(v) != count) {
+        if (!v || json_is(v, JSON_NULL)) return NULL;
+        if (!json_is(v, JSON_ARRAY) || json_count(v) != count) {
             hp_error(h, "key '%s' is no list of %zu numbers", json, count);
             return NULL;
         }
@@ -201,7 +201,7 @@ const float *hp_floats(struct hparams *h, const struct json *object, const char 
 }
 
 bool hp_has_layer_types(const struct hparams *h) {
-    return json_type(lookup(h, "layer_types")) == JSON_ARRAY;
+    return json_is(lookup(h, "layer_types"), JSON_ARRAY);
 }
 
 bool hp_layer_type(struct hparams *h, size_t i, const char *kind) {

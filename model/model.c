@@ -111,7 +111,7 @@ static bool ignored(const struct loader *l, const char *name) {
         long layer = strtol(name + strlen(layers), &end, 10);
         return *end == '.' && layer >= l->model->arch.layers && l->model->arch.extra_layers;
     }
-    bool wrapper = !gguf && json_type(json_get(l->base->config.root, "text_config")) == JSON_OBJECT;
+    bool wrapper = !gguf && json_is(json_get(l->base->config.root, "text_config"), JSON_OBJECT);
     return wrapper && strncmp(name, l->root, strlen(l->root)) != 0 && !strstr(name, "lm_head");
 }
 

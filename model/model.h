@@ -47,7 +47,7 @@ struct module {
     const char *short_name; // "q_proj"
     int64_t in, out;        // of one expert
     int experts;            // 1 = none
-    bool hf_turned;         // MODULE_PARAMETER: Hugging Face stores (in, out)
+    bool hf_swapped;        // MODULE_PARAMETER: PEFT takes its inputs for outputs, so that its A is our B
     int n_parts;
     struct module_part parts[FAMILY_PARTS];
 };

@@ -358,7 +358,7 @@ static void add_module(struct loader *l, const struct row *r) {
     m->hf_name = weight_name(l, "%s%s.%d.%s", l->module_root, layers, r->layer, f->module ? f->module : f->hf);
     m->short_name = last_component(m->hf_name);
     m->in = r->in, m->out = r->total, m->experts = (int)r->experts;
-    m->hf_turned = f->flags & TENSOR_TURNED;
+    m->hf_swapped = f->flags & TENSOR_SWAPPED;
     m->n_parts = whole ? 1 : r->n;
     int64_t first = 0;
     for (int i = 0; i < m->n_parts && !l->failed; i++) {

@@ -96,11 +96,11 @@ static int take_entry(const struct json *value, struct placed *p, struct error *
 }
 
 static int take_metadata(const struct json *value, struct safetensors *out, struct error *err) {
-    if (json_type(value) == JSON_NULL) return 0;
-    if (json_type(value) != JSON_OBJECT)
+    if (json_is(value, JSON_NULL)) return 0;
+    if (!json_is(value, JSON_OBJECT))
         return error_set(err, STATUS_DATA, "__metadata__ is %s, expected an object", json_type_name(value));
     for (const struct json *v = json_child(value); v; v = json_next(v))
-        if (json_type(v) != JSON_STRING)
+        if (!json_is(v, JSON_STRING))
             return error_set(err, STATUS_DATA, "__metadata__ key '%.100s' is %s, expected a string", json_key(v, NULL),
                              json_type_name(v));
     out->metadata = value;
@@ -173,7 +173,7 @@ static int parse(const uint8_t *bytes, size_t length, struct safetensors *out, s
     // At most 14 values per tensor of rank 8, with a margin for metadata.
     struct json_options options = {.name = "header", .max_depth = JSON_MAX_DEPTH, .max_values = 16u * ST_MAX_TENSORS};
     if (json_parse(bytes + 8, (size_t)header, &options, &out->header, err) < 0) return -1;
-    if (json_type(out->header.root) != JSON_OBJECT)
+    if (!json_is(out->header.root, JSON_OBJECT))
         return error_set(err, STATUS_DATA, "the header is %s, expected an object", json_type_name(out->header.root));
     size_t most = json_count(out->header.root);
     out->data_start = 8 + header;

@@ -464,7 +464,7 @@ static inline void case_moe_linear(struct bench *t, int variant) {
     bench_gradients(t, call->p.linear.n_parts, variant & 2);
 }
 
-// --- head. bit 0 fused, bit 1 acc, bit 2 soft cap, bit 3 logit scale, bit 4 many rows per chunk
+// --- head. bit 0 fused, bit 1 acc, bit 2 soft cap, bit 3 logit scale, bit 4 many rows per chunk, bit 5 a bias
 static inline void case_logprob(struct bench *t, int variant) {
     struct op_call *call = &t->call;
     int64_t rows = 6, d = 8, vocabulary = 19;
@@ -478,6 +478,7 @@ static inline void case_logprob(struct bench *t, int variant) {
     call->out[0] = bench_stat(t, rows, 1);
     call->out[1] = bench_stat(t, rows, 1);
     call->p.logprob.w = bench_weight(t, QUANT_F32, vocabulary, d, 0);
+    call->p.logprob.bias = variant & 32 ? bench_weight(t, QUANT_F32, 1, vocabulary, 0) : NULL;
     call->p.logprob.fused = variant & 1;
     call->p.logprob.soft_cap = variant & 4 ? 1.5f : 0;
     call->p.logprob.logit_scale = variant & 8 ? 0.625f : 1;
@@ -587,4 +588,6 @@ static const struct op_case op_cases[] = {
     {"logprob fused", OP_TOKEN_LOGPROB, case_logprob, 1},
     {"logprob fused cap scale acc", OP_TOKEN_LOGPROB, case_logprob, 1 + 2 + 4 + 8},
     {"logprob fused one chunk", OP_TOKEN_LOGPROB, case_logprob, 1 + 16},
+    {"logprob bias cap", OP_TOKEN_LOGPROB, case_logprob, 4 + 32},
+    {"logprob fused bias", OP_TOKEN_LOGPROB, case_logprob, 1 + 8 + 32},
 };

@@ -90,8 +90,8 @@ static int each_moment(struct lora *lora,
             bool b = i % 2;
             int64_t experts = m->module->experts;
             int64_t shape[2] = {experts * (b ? m->module->out : m->r), b ? m->r : m->module->in};
-            const char *key = peft_key(pool, m->module, b);
-            const char *name = key ? pool_printf(pool, "%s.%s", moment_names[which], key) : NULL;
+            const char *name =
+                pool_printf(pool, "%s.%s.lora_%c", moment_names[which], m->module->hf_name, b ? 'B' : 'A');
             if (!name) return error_memory(err, "optimizer state", 0);
             struct tensor flat = which ? lora->v : lora->m;
             if (visit(context, name, tensor_view(flat, lora_offset(lora, i / 2, b), 1, shape[0] * shape[1]), shape,

@@ -218,6 +218,7 @@ static void run_chunks(struct head *h) {
                                  .n_sources = 1};
         struct gemm_job job = {
             .m = h->count, .n = w->rows, .c = h->logits, .ldc = w->rows, .scale = 1, .n_terms = 1, .terms = &term};
+        job.bias = call->p.logprob.bias;
         gemm_run(threads, isa, &job, 1, h->gemm_workspace);
         threads_run(threads, h->count, softmax_row, h);
         if (!h->with_gradient) continue;
@@ -327,6 +328,7 @@ int cpu_logits(struct backend *backend, const struct op_call *call, struct error
                              .n_sources = 1};
     struct gemm_job job = {
         .m = h->rows, .n = w->rows, .c = cpu_at(b, out), .ldc = out->ld, .scale = 1, .n_terms = 1, .terms = &term};
+    job.bias = call->p.logprob.bias;
     gemm_run(b->threads, b->isa->gemm, &job, 1, cpu_at(b, &call->workspace));
     struct cap_rows c = {
         b->isa->gemm, cpu_f32(b, out), out->ld, out->cols, call->p.logprob.logit_scale, call->p.logprob.soft_cap};

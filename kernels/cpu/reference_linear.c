@@ -172,7 +172,7 @@ int reference_linear_group_backward(struct cpu_backend *b, const struct op_call 
 
 // --- the head
 
-// Logits of one row: z = cap(logit_scale * W h), and slope = dz / d(W h).
+// Logits of one row: z = cap(logit_scale * (W h + bias)), and slope = dz / d(W h).
 static void logits_row(struct cpu_backend *b, const struct op_call *call, int64_t t, double *z, double *slope,
                        double *row, float *scratch) {
     struct view h = view_of(b, &call->in[0]);
@@ -180,7 +180,9 @@ static void logits_row(struct cpu_backend *b, const struct op_call *call, int64_
     double cap = (double)call->p.logprob.soft_cap, scale = (double)call->p.logprob.logit_scale;
     for (int64_t v = 0; v < w->rows; v++) {
         weight_row(w, v, scratch, row);
-        double sum = 0;
+        float bias = 0;
+        if (call->p.logprob.bias) weight_decode(call->p.logprob.bias, 0, v, 1, &bias);
+        double sum = (double)bias;
         for (int64_t d = 0; d < w->cols; d++) sum += view_get(&h, t, d) * row[d];
         z[v] = sum * scale;
         slope[v] = scale;

@@ -185,7 +185,7 @@ static int use_weights(struct late_backend *b, struct op_call *call, struct erro
     case OP_MOE_ROUTE: return use(b, &p->moe.bias, err);
     case OP_TOKEN_LOGPROB:
         // The fused pass computes its gradient forward, so nothing of the head is read in backward.
-    case OP_LOGITS: return use(b, &p->logprob.w, err);
+    case OP_LOGITS: return use(b, &p->logprob.w, err) || use(b, &p->logprob.bias, err) ? -1 : 0;
     default: return 0;
     }
 }

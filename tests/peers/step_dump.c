@@ -43,7 +43,8 @@ static int gradients(struct dump *d, double weight, struct error *err) {
         const struct adapter_module *m = &l->adapter->modules[i / 2];
         bool b = i % 2;
         int64_t rows = b ? m->module->out : m->r, cols = b ? m->r : m->module->in;
-        const char *name = pool_printf(&d->pool, "grad.%s", peft_key(&d->pool, m->module, b));
+        const char *name =
+            pool_printf(&d->pool, "grad.base_model.model.%s.lora_%c.weight", m->module->hf_name, b ? 'B' : 'A');
         float *out = add(d, name, rows, cols), *raw = pool_array(&d->pool, (uint64_t)(rows * cols), sizeof *raw);
         struct tensor t = tensor_view(l->sum, lora_offset(l, i / 2, b), 1, rows * cols);
         if (device_read(&d->t.session.device, raw, t, tensor_bytes(&t), err)) return -1;

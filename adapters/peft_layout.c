@@ -1,0 +1,88 @@
+// See peft_layout.h.
+#include "adapters/peft_layout.h"
+
+#include <string.h>
+
+static const char PREFIX[] = "base_model.model.";
+
+int peft_tensor_count(const struct module *m) {
+    return m->form == MODULE_EXPERTS ? 2 * m->experts : 2;
+}
+
+// "mlp.experts" of "mlp.experts.gate_up_proj".
+static size_t holder_length(const struct module *m) {
+    return (size_t)(m->short_name - m->hf_name) - 1;
+}
+
+bool peft_has_sibling(const struct model *model, const bool *has, const struct module *m) {
+    if (m->form != MODULE_PARAMETER) return false;
+    size_t n = holder_length(m);
+    for (int i = m->id + 1; i < model->n_modules; i++) {
+        const struct module *other = &model->modules[i];
+        if (has[i] && other->form == MODULE_PARAMETER && holder_length(other) == n &&
+            memcmp(other->hf_name, m->hf_name, n) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool peft_tensor_at(struct pool *pool, const struct module *m, int r, bool sibling, int index,
+                    struct peft_tensor *out) {
+    bool b = index % 2;
+    const char *half = b ? "lora_B.weight" : "lora_A.weight";
+    *out = (struct peft_tensor){.module = m, .b = b, .expert = -1, .r = r};
+    switch (m->form) {
+    case MODULE_LINEAR:
+    case MODULE_HEAD:
+        out->key = pool_printf(pool, "%s%s.%s", PREFIX, m->hf_name, half);
+        out->rows = b ? m->out : r, out->cols = b ? r : m->in;
+        break;
+    case MODULE_EXPERTS: {
+        const char *d = strstr(m->hf_name, "%d");
+        out->expert = index / 2;
+        out->key = pool_printf(pool, "%s%.*s%lld%s.%s", PREFIX, (int)(d - m->hf_name), m->hf_name,
+                               (long long)out->expert, d + 2, half);
+        out->rows = b ? m->out : r, out->cols = b ? r : m->in;
+        break;
+    }
+    case MODULE_PARAMETER: { // all experts side by side: A by expert, then rank; B by rank, then expert
+        int64_t in = m->hf_swapped ? m->out : m->in, rows = m->hf_swapped ? m->in : m->out,
+                all = (int64_t)m->experts * r;
+        out->key = pool_printf(pool, "%s%.*s.%s%s", PREFIX, (int)holder_length(m), m->hf_name,
+                               sibling ? "base_layer." : "", half);
+        out->rows = b ? rows : all, out->cols = b ? all : in;
+        break;
+    }
+    case MODULE_EMBEDDING: // an adapter on it is looked up, not multiplied
+        out->key = pool_printf(pool, "%s%s.lora_embedding_%c", PREFIX, m->hf_name, b ? 'B' : 'A');
+        out->rows = b ? m->in : r, out->cols = b ? r : m->out;
+        break;
+    }
+    return out->key != NULL;
+}
+
+// Where element (row, col) of the tensor stands in the adapter.
+static float *place(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, int64_t col) {
+    const struct module *module = t->module;
+    int64_t experts = module->experts, r = t->r;
+    if (module->form == MODULE_EMBEDDING) { // lora_embedding_A (r, vocab) is our b, (vocab, r); B (D, r) our a, (r, D)
+        return t->b ? m->a + col * module->in + row : m->b + col * r + row;
+    }
+    if (module->form != MODULE_PARAMETER) {
+        int64_t e = t->expert < 0 ? 0 : t->expert;
+        if (!t->b) return m->a + (e * r + row) * module->in + col;
+        return m->b + adapter_b_row(module, e, row) * r + col;
+    }
+    int64_t e = t->b ? col % experts : row / r, k = t->b ? col / experts : row % r, i = t->b ? row : col;
+    bool is_b = t->b != module->hf_swapped; // PEFT's A is our B where it took the parameter the other way round
+    return is_b ? m->b + adapter_b_row(module, e, i) * r + k : m->a + (e * r + k) * module->in + i;
+}
+
+void peft_get_row(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, float *out) {
+    for (int64_t i = 0; i < t->cols; i++) out[i] = *place(t, m, row, i);
+}
+
+void peft_put_row(const struct peft_tensor *t, struct adapter_module *m, int64_t row, const float *in) {
+    for (int64_t i = 0; i < t->cols; i++) *place(t, m, row, i) = in[i];
+}

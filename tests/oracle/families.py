@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Makes tiny random models, one per family and variant, with transformers, puts a LoRA with PEFT on them, and writes what
+they compute: logits, loss and adapter gradients in float32.  Each folder holds a base as users have it (config.json,
+model.safetensors), an adapter as PEFT saves it, and expected.safetensors.
+
+    families.py OUT [--seed N] [--only NAME ...]
+
+The committed fixtures are made by `make fixtures` with seed 0; `make test-peers` makes others with another seed.
+Sizes are odd on purpose: heads that fill no vector, a vocabulary that is no multiple of 8, groups of 1, 3 and 8 heads.
+"""
+import argparse, json, os, re, shutil, sys, warnings
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore")
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+VOCAB = 101
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+
+def sizes(**more):
+    base = dict(vocab_size=VOCAB, hidden_size=36, intermediate_size=52, num_hidden_layers=2, num_attention_heads=6,
+                num_key_value_heads=2, head_dim=12, max_position_embeddings=64, pad_token_id=None, bos_token_id=1, eos_token_id=2)
+    base.update(more)
+    return base
+
+
+def latent(**more):
+    base = sizes(moe_intermediate_size=20, kv_lora_rank=22, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=9, num_attention_heads=4,
+                 num_key_value_heads=4)
+    base.pop("head_dim")
+    base.update(more)
+    return base
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+# name: (model type, config, targets, options). Options: old = config.json as transformers 4 wrote it.
+CASES = {
+    "llama": ("llama", sizes(), QKVO + MLP, {}),
+    "llama-old": ("llama", sizes(head_dim=6, num_key_value_heads=6, tie_word_embeddings=True, attention_bias=True, mlp_bias=True), QKVO + MLP,
+                  {"old": {"rope_theta": 500000.0, "rope_scaling": None}}),
+    "llama3": ("llama", sizes(hidden_size=40, num_attention_heads=8, num_key_value_heads=1, rope_parameters={
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}), QKVO + MLP, {}),
+    "llama-linear": ("llama", sizes(), ["q_proj", "k_proj"], {"old": {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}}),
+    "llama-dynamic": ("llama", sizes(max_position_embeddings=20), ["q_proj", "k_proj"],
+                      {"old": {"rope_theta": 10000.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rows": [40], "together": 40}),
+    "llama-yarn": ("llama", sizes(rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                                                   "original_max_position_embeddings": 16}), ["q_proj", "k_proj"], {}),
+    "mistral": ("mistral", sizes(sliding_window=9, head_dim=10), QKVO + MLP, {}),
+    "ministral": ("ministral", sizes(sliding_window=7, layer_types=["sliding_attention", "full_attention"]), QKVO, {}),
+    "ministral3": ("ministral3", sizes(rope_parameters={
+        "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 32.0,
+        "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}), QKVO + MLP, {}),
+    "qwen2": ("qwen2", sizes(tie_word_embeddings=True), QKVO + MLP, {"drop": ["head_dim"]}),
+    "qwen2-window": ("qwen2", sizes(num_hidden_layers=3, use_sliding_window=True, sliding_window=8, max_window_layers=1), QKVO, {"drop": ["head_dim"]}),
+    "qwen3": ("qwen3", sizes(head_dim=20), QKVO + MLP, {}),
+    "gemma": ("gemma", sizes(head_dim=18, num_key_value_heads=1), QKVO + MLP, {}),
+    "gemma2": ("gemma2", sizes(num_hidden_layers=3, head_dim=14, sliding_window=9, query_pre_attn_scalar=20, attn_logit_softcapping=3.0,
+                               final_logit_softcapping=4.0), QKVO + MLP, {}),
+    "gemma3": ("gemma3_text", sizes(num_hidden_layers=7, head_dim=14, sliding_window=9, query_pre_attn_scalar=20), QKVO + MLP, {}),
+    "gemma3-old": ("gemma3_text", sizes(num_hidden_layers=6, head_dim=10, sliding_window=5, query_pre_attn_scalar=20), QKVO,
+                   {"old": {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                            "sliding_window_pattern": 6}, "drop_v5": ["layer_types"]}),
+    "phi3": ("phi3", sizes(head_dim=6, sliding_window=11), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], {"drop": ["head_dim"]}),
+    "phi3-long": ("phi3", sizes(num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True, max_position_embeddings=64,
+                                original_max_position_embeddings=16, partial_rotary_factor=0.5, rope_parameters={
+                                    "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                                    "original_max_position_embeddings": 16,
+                                    "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.2, 2.0, 3.5]}),
+                  ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], {"drop": ["head_dim"], "rows": [40], "together": 40}),
+    "olmo": ("olmo", sizes(head_dim=6, clip_qkv=0.5), QKVO + MLP, {"drop": ["head_dim"]}),
+    "olmo2": ("olmo2", sizes(head_dim=6), QKVO + MLP, {"drop": ["head_dim"]}),
+    "olmo3": ("olmo3", sizes(head_dim=6, num_hidden_layers=4, sliding_window=9, rope_parameters={
+        "full_attention": {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+                           "attention_factor": 1.2, "beta_fast": 32.0, "beta_slow": 1.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0}}), QKVO + MLP, {"drop": ["head_dim"]}),
+    "starcoder2": ("starcoder2", sizes(sliding_window=12), QKVO + ["c_fc", "c_proj"], {"drop": ["head_dim"]}),
+    "exaone4": ("exaone4", sizes(num_hidden_layers=4, sliding_window=9, sliding_window_pattern=4), QKVO + MLP, {}),
+    "exaone4-full": ("exaone4", sizes(sliding_window=None, layer_types=["full_attention"] * 2), QKVO, {}),
+    "cohere": ("cohere", sizes(head_dim=6, use_qk_norm=True, logit_scale=0.25), QKVO + MLP, {"drop": ["head_dim"]}),
+    "cohere2": ("cohere2", sizes(head_dim=6, num_hidden_layers=4, sliding_window=9, logit_scale=0.25), QKVO + MLP, {"drop": ["head_dim"]}),
+    "smollm3": ("smollm3", sizes(num_hidden_layers=4), QKVO + MLP, {"drop": ["head_dim"]}),
+    "granite": ("granite", sizes(embedding_multiplier=6.0, logits_scaling=3.0, residual_multiplier=0.3, attention_multiplier=0.2),
+                QKVO + MLP, {"drop": ["head_dim"]}),
+    "glm": ("glm", sizes(), QKVO + ["gate_up_proj", "down_proj"], {}),
+    "glm4": ("glm4", sizes(), QKVO + ["gate_up_proj", "down_proj"], {}),
+    # Mixtures of experts. PEFT knows no dropout and no modules for experts in one parameter.
+    "mixtral": ("mixtral", sizes(intermediate_size=20, num_local_experts=5, num_experts_per_tok=2, sliding_window=None), QKVO,
+                {"parameters": EXPERTS, "drop": ["head_dim"]}),
+    "mixtral-modules": ("mixtral", sizes(intermediate_size=20, num_local_experts=5, num_experts_per_tok=2, sliding_window=None),
+                        ["q_proj", "w1", "w2", "w3"], {"drop": ["head_dim"]}),
+    "qwen2-moe": ("qwen2_moe", sizes(moe_intermediate_size=20, shared_expert_intermediate_size=28, num_experts=6, num_experts_per_tok=2,
+                                     num_hidden_layers=3, mlp_only_layers=[1]),
+                  QKVO + ["shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"],
+                  {"parameters": EXPERTS, "drop": ["head_dim"]}),
+    "qwen3-moe": ("qwen3_moe", sizes(moe_intermediate_size=20, num_experts=9, num_experts_per_tok=3, norm_topk_prob=True), QKVO,
+                  {"parameters": ["mlp.experts.down_proj"]}),
+    "qwen3-moe-all": ("qwen3_moe", sizes(moe_intermediate_size=20, num_experts=9, num_experts_per_tok=3, num_hidden_layers=1), None,
+                      {"parameters": EXPERTS}),
+    "phimoe": ("phimoe", sizes(intermediate_size=20, num_local_experts=5, attention_bias=True, lm_head_bias=True, sliding_window=None,
+                               router_jitter_noise=0.3), QKVO, {"parameters": EXPERTS, "drop": ["head_dim"]}),
+    "granitemoe": ("granitemoe", sizes(intermediate_size=20, num_local_experts=5, num_experts_per_tok=2, embedding_multiplier=6.0,
+                                       logits_scaling=3.0, residual_multiplier=0.3, attention_multiplier=0.2), QKVO,
+                   {"parameters": ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"], "drop": ["head_dim"]}),
+    "deepseek-v2": ("deepseek_v2", latent(q_lora_rank=None, topk_method="group_limited_greedy", n_group=2, topk_group=1, n_routed_experts=6,
+                                          num_experts_per_tok=2, n_shared_experts=2, first_k_dense_replace=1, num_hidden_layers=2),
+                    ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "layers.0.mlp.down_proj", "shared_experts.down_proj"], {}),
+    "deepseek-v3": ("deepseek_v3", latent(q_lora_rank=20, n_group=4, topk_group=2, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1,
+                                          first_k_dense_replace=1, num_hidden_layers=2, rope_parameters={
+                                              "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                                              "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 16}),
+                    ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], {"parameters": EXPERTS}),
+    "llama4": ("llama4_text", sizes(num_hidden_layers=4, intermediate_size=20, intermediate_size_mlp=44, num_local_experts=4, num_experts_per_tok=1,
+                                    interleave_moe_layer_step=2, attention_chunk_size=16, no_rope_layer_interval=2, floor_scale=8, attn_scale=0.3),
+               QKVO + ["feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj", "shared_expert.down_proj"],
+               {"parameters": ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]}),
+    "gpt-oss": ("gpt_oss", sizes(intermediate_size=20, num_local_experts=5, num_experts_per_tok=2, sliding_window=9, swiglu_limit=0.9,
+                                 rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                                                  "truncate": False, "original_max_position_embeddings": 16}), QKVO, {"parameters": EXPERTS}),
+}
+
+
+def randomise(model, seed):
+    """Every parameter, norms and biases too, so that none can be left out unnoticed; then rounded to bf16, which is what is
+    stored."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        plus_one = any(x in model.config.model_type for x in ("gemma",))
+        values = torch.empty(p.shape, dtype=torch.float64)
+        if "norm" in name and name.endswith("weight"):
+            values.uniform_(0.5, 1.5, generator=generator)
+            if plus_one:
+                values -= 1
+        elif name.endswith("bias") or "sinks" in name:
+            values.uniform_(-0.5, 0.5, generator=generator)
+        elif "embed_tokens" in name:
+            values.normal_(0, 0.4 if model.config.tie_word_embeddings else 1, generator=generator)
+        else:
+            fan = p.shape[-1]
+            values.normal_(0, 1.2 / fan**0.5, generator=generator)
+        with torch.no_grad():
+            p.copy_(values.to(torch.bfloat16).to(p.dtype))
+    for name, b in model.named_buffers():
+        if "e_score_correction_bias" in name:
+            b.copy_(torch.empty(b.shape, dtype=torch.float64).uniform_(-0.1, 0.1, generator=generator).to(torch.bfloat16).to(b.dtype))
+
+
+def old_config(path, changes, dropped):
+    """config.json as transformers 4 wrote it: the rope at the top, torch_dtype."""
+    config = json.load(open(path))
+    for key in ["rope_parameters", "dtype"] + dropped:
+        config.pop(key, None)
+    config["torch_dtype"] = "bfloat16"
+    config.update(changes)
+    json.dump(config, open(path, "w"), indent=2)
+
+
+def rows_of(seed, lengths):
+    generator = torch.Generator().manual_seed(seed + 1)
+    rows = []
+    for n in lengths:
+        ids = torch.randint(3, VOCAB, (n,), generator=generator)
+        labels = ids.clone()
+        labels[: n // 3] = -100
+        labels[torch.rand(n, generator=generator) < 0.2] = -100
+        labels[-1] = ids[-1]
+        rows.append((ids, labels))
+    return rows
+
+
+def attach(model, targets, options, seed):
+    config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, lora_dropout=0.0, target_modules=targets or None,
+                        target_parameters=options.get("parameters"), **options.get("lora", {}))
+    model = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed + 2)
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        with torch.no_grad():
+            if "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
+                p.copy_(torch.empty(p.shape, dtype=torch.float64).uniform_(-0.3, 0.3, generator=generator).to(p.dtype))
+            elif "lora_magnitude" in name:
+                p.mul_(torch.empty(p.shape, dtype=torch.float64).uniform_(0.8, 1.25, generator=generator).to(p.dtype))
+            else:
+                p.add_(torch.empty(p.shape, dtype=torch.float64).uniform_(-0.1, 0.1, generator=generator).to(p.dtype))
+    return model
+
+
+def gradients_by_key(model):
+    """Adapter gradients under the names that PEFT saves the adapter's tensors with."""
+    saved = get_peft_model_state_dict(model)
+    by_place = {p.data_ptr(): p for _, p in model.named_parameters() if p.requires_grad}
+    out = {}
+    for key, value in saved.items():
+        p = by_place.get(value.data_ptr())
+        if p is not None:
+            out[key] = p.grad.detach().clone().contiguous()
+    return out
+
+
+def make(name, out, seed):
+    model_type, config, targets, options = CASES[name]
+    folder = os.path.join(out, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    config = {k: v for k, v in config.items() if k not in options.get("drop", [])}
+    torch.manual_seed(seed)
+    built = AutoConfig.for_model(model_type, **config)
+    model = AutoModelForCausalLM.from_config(built, attn_implementation="eager", torch_dtype=torch.float32)
+    randomise(model, seed)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for extra in ("generation_config.json",):
+        if os.path.exists(os.path.join(folder, extra)):
+            os.remove(os.path.join(folder, extra))
+    if "old" in options:
+        old_config(os.path.join(folder, "config.json"), options["old"], options.get("drop_v5", []))
+    if "edit" in options:
+        options["edit"](folder)
+    # What is computed is what was saved, as a user would load it.
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    model = attach(model, targets, options, seed)
+    model.save_pretrained(os.path.join(folder, "adapter"))
+    for extra in ("README.md",):
+        path = os.path.join(folder, "adapter", extra)
+        if os.path.exists(path):
+            os.remove(path)
+    path = os.path.join(folder, "adapter", "adapter_config.json")
+    saved = json.load(open(path))
+    saved["base_model_name_or_path"] = name
+    json.dump(saved, open(path, "w"), indent=2, sort_keys=True)
+    rows = rows_of(seed, options.get("rows", [29, 17]))
+    trained = sum(int((labels[1:] != -100).sum()) for _, labels in rows)
+    expected, total = {}, 0.0
+    for i, (ids, labels) in enumerate(rows):
+        logits = model(input_ids=ids[None]).logits[0].float()
+        loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum")
+        (loss / trained).backward()
+        total += loss.item()
+        expected[f"row{i}.ids"] = ids.to(torch.int32)
+        expected[f"row{i}.labels"] = labels.to(torch.int32)
+        expected[f"row{i}.logits"] = logits.detach().contiguous()
+    expected["loss"] = torch.tensor([total / trained])
+    gradients = gradients_by_key(model)
+    wanted = sum(p.requires_grad for p in model.parameters())
+    if len(gradients) != wanted:
+        sys.exit(f"{name}: {len(gradients)} of {wanted} gradients have a name in PEFT's file")
+    for key, value in gradients.items():
+        expected[f"grad.{key}"] = value
+    meta = {"format": "pt", "seed": str(seed), "transformers": transformers.__version__, "positions": str(options.get("together", 64))}
+    save_file(expected, os.path.join(folder, "expected.safetensors"), metadata=meta)
+    size = sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(folder) for f in files)
+    print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {len(gradients)} gradients, loss {total / trained:.4f}, {size // 1024} KiB",
+          flush=True)
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("out")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--only", nargs="*")
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    for i, name in enumerate(CASES):
+        if not a.only or name in a.only:
+            make(name, a.out, 1000 * a.seed + i)
+
+
+if __name__ == "__main__":
+    main()
