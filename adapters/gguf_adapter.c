@@ -17,7 +17,7 @@ static float file_alpha(const struct adapter *adapter, int r, float alpha) {
     return adapter->rslora ? (float)((double)alpha * sqrt((double)r)) : alpha;
 }
 
-// The parts of a module that lie in one tensor of the file: [first, last), `rows` of each expert.
+// One tensor of the file: entries [first, last) of module->tensors, `rows` of each expert.
 struct group {
     const char *name;
     int first, last;
@@ -25,15 +25,15 @@ struct group {
 };
 
 static struct group group_at(const struct module *m, int first) {
-    struct group g = {.name = m->parts[first].gguf_name, .first = first, .last = first};
-    while (g.last < m->n_parts && strcmp(m->parts[g.last].gguf_name, g.name) == 0) g.rows += m->parts[g.last++].rows;
+    struct group g = {.name = m->tensors[first].name, .first = first, .last = first};
+    while (g.last < m->n_tensors && strcmp(m->tensors[g.last].name, g.name) == 0) g.rows += m->tensors[g.last++].rows;
     return g;
 }
-// The parts of a group lie side by side in b, each with all experts: row `row` of expert e of the group.
+// Row `row` of expert e of the tensor, in b.
 static float *group_row(const struct adapter_module *m, const struct group *g, int64_t e, int64_t row) {
-    const struct module_part *p = &m->module->parts[g->first];
-    for (; row >= p->rows; p++) row -= p->rows;
-    return m->b + (m->module->experts * p->first_row + e * p->rows + row) * m->r;
+    int i = g->first;
+    for (; row >= m->module->tensors[i].rows; i++) row -= m->module->tensors[i].rows;
+    return m->b + adapter_b_row(m->module, e, module_hf_row(m->module, i, row)) * m->r;
 }
 
 struct scaled_b {
@@ -85,7 +85,7 @@ static void put_module(struct gguf_writer *w, struct pool *pool, const struct ad
         *scaled = (struct scaled_b){.m = m, .group = g, .factor = file_alpha(adapter, m->r, m->alpha) / alpha};
         gguf_put_tensor(w, a, f32, dims, a_ne, m->a); // parts of one module share it
         gguf_put_tensor_later(w, b, f32, dims, b_ne, write_b, scaled);
-        if (g.last == m->module->n_parts) return;
+        if (g.last == m->module->n_tensors) return;
     }
 }
 
@@ -167,8 +167,8 @@ static int sort_tensors(struct gguf_reader *r) {
         if (half < 0 && ends_with(t->name, length, "_norm.weight")) continue; // as llama.cpp does
         for (int k = 0; k < r->model->n_modules && half >= 0 && !found; k++) {
             const struct module *m = &r->model->modules[k];
-            for (int p = 0; p < m->n_parts && !found && m->layer >= 0; p++) {
-                const char *name = m->parts[p].gguf_name;
+            for (int p = 0; p < m->n_tensors && !found && m->layer >= 0; p++) {
+                const char *name = m->tensors[p].name;
                 found = strlen(name) == stem && memcmp(name, t->name, stem) == 0;
                 if (found) r->halves[m->id][p][half] = t;
             }
@@ -218,7 +218,7 @@ static int copy_row(struct gguf_reader *r, const struct gguf_tensor *t, int64_t 
 }
 
 static bool has_tensors(const struct gguf_reader *r, const struct module *m) {
-    for (int p = 0; p < m->n_parts; p++) {
+    for (int p = 0; p < m->n_tensors; p++) {
         if (r->halves[m->id][p][0] || r->halves[m->id][p][1]) return true;
     }
     return false;
@@ -247,7 +247,7 @@ static int read_module(struct gguf_reader *r, struct adapter *out, const struct 
                 if (copy_row(r, b, e * g.rows + i, group_row(m, &g, e, i))) return -1;
             }
         }
-        if (g.last == module->n_parts) return 0;
+        if (g.last == module->n_tensors) return 0;
     }
 }
 

@@ -7,7 +7,8 @@
 #include <math.h>
 #include <string.h>
 
-struct merged { // one tensor of the file: parts [first, last) of an adapted module, of all its experts
+struct merged { // one tensor of the file: parts [first, last) of an adapted module, of all its experts; the base is a
+                // GGUF, whose parts are its tensors
     const struct adapter_module *m;
     const struct quant_format *format;
     const char *name;
@@ -72,8 +73,8 @@ static bool find(const struct adapter *adapter, const char *tensor, struct merge
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
         int first = 0, last;
-        while (first < m->n_parts && strcmp(m->parts[first].gguf_name, tensor) != 0) first++;
-        for (last = first; last < m->n_parts && strcmp(m->parts[last].gguf_name, tensor) == 0;) last++;
+        while (first < m->n_tensors && strcmp(m->tensors[first].name, tensor) != 0) first++;
+        for (last = first; last < m->n_tensors && strcmp(m->tensors[last].name, tensor) == 0;) last++;
         if (first == last) continue;
         *out = (struct merged){.m = &adapter->modules[i], .name = tensor, .first = first, .last = last};
         return true;

@@ -271,6 +271,15 @@ int64_t module_file_row(const struct module *m, int64_t hf_row) {
     return hf_row;
 }
 
+int64_t module_hf_row(const struct module *m, int i, int64_t row) {
+    const struct module_tensor *t = &m->tensors[i];
+    if (t->permuted_heads > 0) {
+        int64_t dim = t->rows / t->permuted_heads, head = row / dim, at = row % dim;
+        row = head * dim + at % 2 * (dim / 2) + at / 2;
+    }
+    return t->hf_first + t->hf_step * row;
+}
+
 const struct module *model_find_module(const struct model *m, const char *hf_name, size_t length) {
     for (int i = 0; i < m->n_modules; i++) {
         if (strlen(m->modules[i].hf_name) == length && memcmp(m->modules[i].hf_name, hf_name, length) == 0)

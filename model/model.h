@@ -31,13 +31,19 @@ struct module_part {
     enum linear_kind linear;
     const struct weight *w, *bias;
     int64_t rows, first_row; // first_row: rows of the parts before
-    const char *gguf_name;   // "blk.0.attn_q.weight"; parts of one tensor have the same name, in its row order
     // Rows of the file's weight against Hugging Face's: 0 = the same; n = n heads whose rows are permuted as in
     // formats.md 2.8: file row h*D + 2i + p = HF row h*D + p*D/2 + i, D = rows / n.
     int permuted_heads;
     int64_t hf_first, hf_step; // row i is Hugging Face's row hf_first + hf_step * i of the module
 };
 enum { MODULE_KINDS = FAMILY_LINEARS + 2 }; // the rows of the family's table, the embedding, the head
+// Where a module's rows stand in a GGUF file of the family, whatever container the base itself is in.
+struct module_tensor {
+    const char *name; // "blk.0.attn_q.weight"; entries with the same name are rows of one tensor, one after another
+    int64_t rows;
+    int64_t hf_first, hf_step;
+    int permuted_heads;
+};
 struct module {
     int id, layer; // layer -1: embedding, head
     int kind;      // the same for the same place in every layer, < MODULE_KINDS
@@ -48,8 +54,9 @@ struct module {
     int64_t in, out;        // of one expert
     int experts;            // 1 = none
     bool hf_swapped;        // MODULE_PARAMETER: PEFT takes its inputs for outputs, so that its A is our B
-    int n_parts;
+    int n_parts, n_tensors;
     struct module_part parts[FAMILY_PARTS];
+    struct module_tensor tensors[FAMILY_PARTS];
 };
 
 struct layer_weights {
@@ -91,5 +98,7 @@ bool model_has_weights(const struct model *model); // false: a config.json alone
 
 // The row, in the order of the file's parts one after another, that holds HF row `row` of a module.
 int64_t module_file_row(const struct module *module, int64_t hf_row);
+// The HF row that row `row` of the i-th of module->tensors is.
+int64_t module_hf_row(const struct module *module, int i, int64_t row);
 // The module with this HF name (experts: with %d in place of the number), NULL when there is none.
 const struct module *model_find_module(const struct model *model, const char *hf_name, size_t length);

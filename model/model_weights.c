@@ -206,7 +206,7 @@ static bool row_open(const struct loader *l, const struct family_linear *f, int 
     return true;
 }
 
-// The i-th of "a|b", or the whole when there is one.
+// The i-th of "a|b", or the only one.
 static const char *gguf_part(struct loader *l, const struct row *r, int i) {
     const char *at = r->f->gguf;
     bool several = strchr(at, '|') != NULL;
@@ -341,6 +341,25 @@ static const char *last_component(const char *name) {
     return dot ? dot + 1 : name;
 }
 
+// Its place in GGUF files of the family.
+static void add_tensors(struct loader *l, const struct row *r, struct module *m) {
+    const struct layer_arch *y = &l->model->arch.layer[r->layer];
+    bool alternate = r->f->flags & TENSOR_ALTERNATE;
+    int64_t first = 0;
+    for (int i = 0; i < r->n; first += r->out[i++]) {
+        enum linear_kind kind = r->f->parts[i];
+        bool permuted = l->family->permuted_qk && (kind == LINEAR_Q || kind == LINEAR_K);
+        m->tensors[i] = (struct module_tensor){.name = weight_name(l, "%s.weight", gguf_part(l, r, i)),
+                                               .rows = r->out[i],
+                                               .hf_first = alternate ? i : first,
+                                               .hf_step = alternate ? r->n : 1,
+                                               .permuted_heads = !permuted          ? 0
+                                                                 : kind == LINEAR_Q ? y->heads
+                                                                                    : y->kv_heads};
+    }
+    m->n_tensors = r->n;
+}
+
 static void add_module(struct loader *l, const struct row *r) {
     struct module *m = l->failed ? NULL : new_module(l);
     if (!m) return;
@@ -348,7 +367,7 @@ static void add_module(struct loader *l, const struct row *r) {
     const struct arch *a = &l->model->arch;
     struct layer_weights *y = &l->model->layer[r->layer];
     const char *layers = l->family->hf_layers ? l->family->hf_layers : "layers";
-    bool apart = strchr(f->gguf, '|') != NULL, whole = l->base->kind != BASE_GGUF && (f->flags & TENSOR_ALTERNATE);
+    bool whole = l->base->kind != BASE_GGUF && (f->flags & TENSOR_ALTERNATE);
     m->layer = r->layer;
     m->kind = (int)(f - l->family->linears);
     m->form = f->flags & TENSOR_PARAMETER     ? MODULE_PARAMETER
@@ -360,6 +379,7 @@ static void add_module(struct loader *l, const struct row *r) {
     m->in = r->in, m->out = r->total, m->experts = (int)r->experts;
     m->hf_swapped = f->flags & TENSOR_SWAPPED;
     m->n_parts = whole ? 1 : r->n;
+    add_tensors(l, r, m);
     int64_t first = 0;
     for (int i = 0; i < m->n_parts && !l->failed; i++) {
         struct linear *linear = &y->linear[f->parts[i]];
@@ -375,7 +395,6 @@ static void add_module(struct loader *l, const struct row *r) {
                                      .hf_first = f->flags & TENSOR_ALTERNATE && !whole ? i : first,
                                      .hf_step = f->flags & TENSOR_ALTERNATE && !whole ? r->n : 1};
         if (permuted) part->permuted_heads = f->parts[i] == LINEAR_Q ? shape->heads : shape->kv_heads;
-        part->gguf_name = weight_name(l, "%s.weight", gguf_part(l, r, apart ? i : 0));
         if (linear->n_modules == 2) {
             fail(l, "linear %d of layer %d has too many names", (int)f->parts[i], r->layer);
             return;
@@ -447,9 +466,9 @@ static void add_end(struct loader *l, enum module_form form, const char *hf_name
     m->layer = -1, m->form = form, m->kind = form == MODULE_EMBEDDING ? FAMILY_LINEARS : FAMILY_LINEARS + 1;
     m->hf_name = hf_name, m->short_name = last_component(hf_name);
     m->in = w->cols, m->out = w->rows;
-    m->n_parts = 1;
-    m->parts[0] =
-        (struct module_part){.linear = LINEAR_KINDS, .w = w, .rows = w->rows, .gguf_name = gguf_name, .hf_step = 1};
+    m->n_parts = m->n_tensors = 1;
+    m->parts[0] = (struct module_part){.linear = LINEAR_KINDS, .w = w, .rows = w->rows, .hf_step = 1};
+    m->tensors[0] = (struct module_tensor){.name = gguf_name, .rows = w->rows, .hf_step = 1};
 }
 
 void loader_take_ends(struct loader *l) {

@@ -37,18 +37,19 @@ static inline void fixture_init(struct fixture *f) {
         int layer = id / FIXTURE_KINDS, kind = id % FIXTURE_KINDS;
         snprintf(f->hf[id], sizeof f->hf[id], "model.layers.%d.%s", layer, kinds[kind].hf);
         snprintf(f->gguf[id], sizeof f->gguf[id], "blk.%d.%s.weight", layer, kinds[kind].gguf);
-        f->modules[id] = (struct module){.id = id,
-                                         .layer = layer,
-                                         .kind = kind,
-                                         .hf_name = f->hf[id],
-                                         .short_name = kinds[kind].short_name,
-                                         .in = kinds[kind].in,
-                                         .out = kinds[kind].out,
-                                         .experts = 1,
-                                         .n_parts = 1,
-                                         .parts = {{.gguf_name = f->gguf[id],
-                                                    .rows = kinds[kind].out,
-                                                    .permuted_heads = kinds[kind].heads,
-                                                    .hf_step = 1}}};
+        f->modules[id] = (struct module){
+            .id = id,
+            .layer = layer,
+            .kind = kind,
+            .hf_name = f->hf[id],
+            .short_name = kinds[kind].short_name,
+            .in = kinds[kind].in,
+            .out = kinds[kind].out,
+            .experts = 1,
+            .n_parts = 1,
+            .n_tensors = 1,
+            .parts = {{.rows = kinds[kind].out, .permuted_heads = kinds[kind].heads, .hf_step = 1}},
+            .tensors = {
+                {.name = f->gguf[id], .rows = kinds[kind].out, .permuted_heads = kinds[kind].heads, .hf_step = 1}}};
     }
 }

@@ -230,7 +230,7 @@ TEST(gguf_folds_differing_scales) {
     for (int i = 0; i < a.n_modules; i++) {
         const struct adapter_module *m = &a.modules[i];
         char name[80];
-        snprintf(name, sizeof name, "%s.lora_b", m->module->parts[0].gguf_name);
+        snprintf(name, sizeof name, "%s.lora_b", m->module->tensors[0].name);
         const struct gguf_tensor *b = gguf_find_tensor(&file, name);
         CHECK(b && b->ne[0] == m->r);
         if (!b) continue;

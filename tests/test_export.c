@@ -76,14 +76,15 @@ static void open_tiny(struct tiny *t, struct adapter *a) {
                                         .cols = g->ne[0],
                                         .data = g->data,
                                         .name = g->name};
-        t->modules[i] =
-            (struct module){.id = i,
-                            .hf_name = hf[i],
-                            .in = g->ne[0],
-                            .out = g->ne[1],
-                            .experts = 1,
-                            .n_parts = 1,
-                            .parts = {{.w = &t->weights[i], .rows = g->ne[1], .gguf_name = names[i], .hf_step = 1}}};
+        t->modules[i] = (struct module){.id = i,
+                                        .hf_name = hf[i],
+                                        .in = g->ne[0],
+                                        .out = g->ne[1],
+                                        .experts = 1,
+                                        .n_parts = 1,
+                                        .n_tensors = 1,
+                                        .parts = {{.w = &t->weights[i], .rows = g->ne[1], .hf_step = 1}},
+                                        .tensors = {{.name = names[i], .rows = g->ne[1], .hf_step = 1}}};
         CHECK_INT(adapter_add(a, &t->modules[i], 3 + i, 8, &err), 0);
         for (int64_t k = 0; k < a->modules[i].r * g->ne[0]; k++)
             a->modules[i].a[k] = (float)test_random(2, (unsigned)k);
