@@ -47,17 +47,15 @@ static int map_gguf(struct loader *l) {
     return 0;
 }
 
-// What stands before "layers.0." in the file: text models in a multimodal one lie deeper.
+// What stands before "layers.0." in a Hugging Face file: text models in a multimodal one lie deeper. Adapters of a
+// GGUF base are named after it, too.
 static void find_root(struct loader *l) {
     static const char *const roots[][2] = {{"model.", "model."},
                                            {"language_model.model.", "model.language_model."},
                                            {"model.language_model.", "model.language_model."},
                                            {"", "model."}};
-    l->root = l->module_root = "model.";
-    if (l->family->hf_root) {
-        l->root = l->module_root = l->family->hf_root;
-        return;
-    }
+    l->root = l->module_root = l->family->hf_root ? l->family->hf_root : "model.";
+    if (l->family->hf_root || l->base->kind == BASE_GGUF) return;
     for (size_t i = 0; i < COUNT_OF(roots); i++) {
         char name[96];
         snprintf(name, sizeof name, "%sembed_tokens.weight", roots[i][0]);
@@ -83,9 +81,7 @@ static int map_json(struct loader *l) {
     struct hparams h;
     hparams_from_json(&h, name, root, &m->pool, l->err);
     l->family->map(&h, &m->arch);
-    if (hparams_failed(&h)) return -1;
-    find_root(l);
-    return 0;
+    return hparams_failed(&h);
 }
 
 // --- what is left over
@@ -221,9 +217,9 @@ static int load(struct loader *l, const char *path) {
     struct model *m = l->model;
     m->path = pool_strdup(&m->pool, path);
     if (!m->path) return error_memory(l->err, "the model's path", strlen(path));
-    int status = l->base->kind == BASE_GGUF ? map_gguf(l) : map_json(l);
-    if (status) return -1;
+    if (l->base->kind == BASE_GGUF ? map_gguf(l) : map_json(l)) return -1;
     m->family = l->family;
+    find_root(l);
     return take_all(l) || loader_take_vocab(l) || describe(l) ? -1 : 0;
 }
 

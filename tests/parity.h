@@ -24,6 +24,7 @@ struct parity {
 };
 
 struct parity_setup {
+    const char *base; // a file in the folder, NULL = the folder itself
     int threads;
     bool late, checkpoint;
     enum dtype dtype;
@@ -181,7 +182,9 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     char path[600];
     size_t length;
     snprintf(path, sizeof path, "%s/expected.safetensors", folder);
-    if (safetensors_open(path, &r->expected, err) || model_open(folder, &r->model, err)) return -1;
+    if (safetensors_open(path, &r->expected, err)) return -1;
+    snprintf(path, sizeof path, "%s%s%s", folder, s->base ? "/" : "", s->base ? s->base : "");
+    if (model_open(path, &r->model, err)) return -1;
     snprintf(path, sizeof path, "%s/adapter", folder);
     if (adapter_read(path, &r->model, &r->adapter, err) || parity_batch(r, err)) return -1;
     const char *positions = safetensors_metadata(&r->expected, "positions", &length);

@@ -4,12 +4,14 @@
 
 int main(int argc, char **argv) {
     if (argc < 3) {
-        fprintf(stderr, "families_dump SCRATCH FOLDER...\n");
+        fprintf(stderr, "families_dump SCRATCH [--base FILE] FOLDER...\n");
         return 64;
     }
     struct parity_setup setup = {.threads = 2, .dtype = DTYPE_F32};
     int failed = 0;
-    for (int i = 2; i < argc; i++) {
+    int first = 2;
+    if (argc > 4 && strcmp(argv[2], "--base") == 0) setup.base = argv[3], first = 4;
+    for (int i = first; i < argc; i++) {
         struct parity p;
         struct error err = {0};
         if (parity_of(argv[i], argv[1], &setup, &p, &err)) {
