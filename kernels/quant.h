@@ -1,5 +1,5 @@
 // Packed weight formats: how bytes become numbers. One row of the table per format; a packed block is a struct whose
-// size is asserted, with its bits drawn beside it in quant.c. Decoders here are the reference: slow, obvious, exact as
+// size is asserted, with its bits drawn beside it in quant*.c. Decoders here are the reference: slow, obvious, exact as
 // ggml's. Fast ones live in a backend and are tested against these. Source of every layout: ggml (formats.md 2.3, 2.4).
 #pragma once
 
@@ -15,8 +15,27 @@ enum quant {
     QUANT_Q5_0,
     QUANT_Q5_1,
     QUANT_Q8_0,
+    QUANT_Q1_0,
+    QUANT_Q2_0,
+    QUANT_MXFP4,
+    QUANT_NVFP4,
+    QUANT_Q2_K,
+    QUANT_Q3_K,
     QUANT_Q4_K,
+    QUANT_Q5_K,
     QUANT_Q6_K,
+    QUANT_Q8_K,
+    QUANT_TQ1_0,
+    QUANT_TQ2_0,
+    QUANT_IQ1_S,
+    QUANT_IQ1_M,
+    QUANT_IQ2_XXS,
+    QUANT_IQ2_XS,
+    QUANT_IQ2_S,
+    QUANT_IQ3_XXS,
+    QUANT_IQ3_S,
+    QUANT_IQ4_NL,
+    QUANT_IQ4_XS,
     QUANT_COUNT,
 };
 

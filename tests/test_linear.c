@@ -1,6 +1,7 @@
 // Linear layers with adapters, and the head: the fast kernels of every instruction set against the reference loops in
 // double, and against each other bit for bit, whatever the thread count.
 #include "tests/harness.h"
+#include "tests/packed.h"
 
 #include "kernels/alloc.h"
 #include "kernels/cpu/cpu.h"
@@ -84,11 +85,8 @@ static const struct weight *weight_new(struct world *w, enum quant format, int64
             f->encode(values + r * cols, data + (size_t)r * quant_row_bytes(f, cols), cols);
     else { // random codes, tame scales
         for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)next_word(w);
-        for (size_t b = 0; b < bytes / (size_t)f->block_bytes; b++) {
-            uint16_t d = f16_from_float(0.002f);
-            memcpy(data + b * (size_t)f->block_bytes + (format == QUANT_Q6_K ? 208 : 0), &d, 2);
-            if (format == QUANT_Q4_K) memcpy(data + b * (size_t)f->block_bytes + 2, &d, 2);
-        }
+        for (size_t b = 0; b < bytes / (size_t)f->block_bytes; b++)
+            packed_put(f, data + b * (size_t)f->block_bytes, 0.002f, 0.002f);
     }
     mem_free(values);
     w->packed[w->n_weights] = data;
