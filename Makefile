@@ -73,8 +73,9 @@ test-peers: base
 	@bash tests/peers/run.sh
 test-release: test # hours: fuzzers, many kills
 	@BUILD=$(BUILD) bash tests/release.sh
-fixtures: base # committed expectations, made again by the pinned versions of the peers
+fixtures: base # committed expectations and tables, made again by the pinned versions of the peers
 	@$(MAKE) --no-print-directory -j2 programs && bash tests/peers/venv.sh
+	@$(VENV)/bin/python tests/peers/iq_grids.py > kernels/quant_iq_grids.c
 	@$(VENV)/bin/python tests/peers/templates.py --dump $(BUILD)/tests/peers/templates_dump --golden tests/fixtures/templates.json
 	@$(VENV)/bin/python tests/peers/tokens.py --dump $(BUILD)/tests/peers/tokens_dump --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf \
 	    --golden tests/fixtures/tokens.json

@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(tokens templates peft_oracle hot_swap quickstart)
+test ${#suites[@]} -gt 0 || suites=(quants tokens templates peft_oracle hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
@@ -48,6 +48,7 @@ for suite in "${suites[@]}"; do
     start=$SECONDS
     arguments=()
     case $suite in
+    quants) arguments=(--dump "$dumps/quants_dump") ;;
     tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000) ;;
     templates) arguments=(--dump "$dumps/templates_dump" --count 3000) ;;
     esac
