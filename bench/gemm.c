@@ -1,11 +1,13 @@
-// What the packed GEMM reaches: the peak of fused multiply-adds, decoding rates, products of SmolLM2-135M's shapes, and
-// the speed of one generated token. Rates are the best of several repeats, medians in brackets where they matter.
-//   build/bench/gemm [peak|decode|product|bf16|linear|token] [threads, -2 = 2 only] [instruction set]
+// What the packed GEMM reaches: the peak of fused multiply-adds, decoding rates, products of SmolLM2-135M's shapes, of
+// every format beside F32, and the speed of one generated token. Rates are the best of several repeats, medians in
+// brackets where they matter; those beside F32 are medians.
+//   build/bench/gemm [peak|decode|product|formats|bf16|linear|token] [threads, -2 = 2 only] [instruction set]
 #include "kernels/alloc.h"
 #include "kernels/clock.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernels.h"
+#include "tests/packed.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,24 +96,13 @@ static struct timing measure(void (*run)(void *), void *context) {
     return (struct timing){seconds[0], seconds[n / 2]};
 }
 
-// Packed bytes with tame scales: 0.001 wherever a binary16 might be read as one. Values do not change the speed unless
-// they are NaN or denormal.
+// Packed bytes with tame scales. Values do not change the speed unless they are NaN or denormal.
 static uint8_t *packed(const struct quant_format *f, int64_t rows, int64_t cols) {
     size_t bytes = (size_t)rows * quant_row_bytes(f, cols), blocks = bytes / (size_t)f->block_bytes;
     uint8_t *data = mem_alloc(bytes);
-    uint16_t half = f16_from_float(0.001f);
-    float one = 0.01f;
     for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)(i * 2654435761u >> 13);
-    for (size_t b = 0; b < blocks; b++) {
-        uint8_t *at = data + b * (size_t)f->block_bytes;
-        if (f->id == QUANT_F32)
-            memcpy(at, &one, 4);
-        else if (f->id == QUANT_Q6_K)
-            memcpy(at + 208, &half, 2);
-        else
-            memcpy(at, &half, 2);
-        if (f->id == QUANT_Q4_1 || f->id == QUANT_Q5_1 || f->id == QUANT_Q4_K) memcpy(at + 2, &half, 2);
-    }
+    for (size_t b = 0; b < blocks; b++)
+        packed_put(f, data + b * (size_t)f->block_bytes, f->block == 1 ? 0.01f : 0.001f, 0.001f);
     return data;
 }
 
@@ -134,12 +125,12 @@ struct buffers {
     uint16_t *xb;
 };
 
-static struct timing time_product(const struct set *set, struct threads *threads, const struct buffers *b,
-                                  const uint8_t *w, enum quant format, int64_t m, int64_t rows, int64_t cols,
-                                  bool forward, bool bf16) {
-    int64_t n = forward ? rows : cols, k = forward ? cols : rows;
+// m rows times a weight or its transpose; the workspace is the caller's.
+static struct product product_of(const struct set *set, struct threads *threads, const struct buffers *b,
+                                 const struct weight *w, int64_t m, bool forward, bool bf16) {
+    int64_t n = forward ? w->rows : w->cols, k = forward ? w->cols : w->rows;
     struct product p = {.threads = threads, .isa = set->gemm};
-    p.source = (struct gemm_source){format, w, quant_row_bytes(quant_format(format), cols), n};
+    p.source = gemm_source_weight(set->gemm, w, forward);
     p.term = (struct gemm_term){.x = bf16 ? (void *)b->xb : (void *)b->x,
                                 .x_bf16 = bf16,
                                 .bf16 = bf16,
@@ -150,6 +141,14 @@ static struct timing time_product(const struct set *set, struct threads *threads
                                 .row_end = m,
                                 .n_sources = 1};
     p.job = (struct gemm_job){.m = m, .n = n, .c = b->c, .ldc = n, .scale = 1, .n_terms = 1};
+    return p;
+}
+
+static struct timing time_product(const struct set *set, struct threads *threads, const struct buffers *b,
+                                  const uint8_t *data, enum quant format, int64_t m, int64_t rows, int64_t cols,
+                                  bool forward, bool bf16) {
+    struct weight w = {.format = quant_format(format), .rows = rows, .cols = cols, .data = data};
+    struct product p = product_of(set, threads, b, &w, m, forward, bf16);
     p.workspace = mem_alloc(gemm_workspace_bytes(threads_count(threads)));
     struct timing t = measure(run_product, &p);
     mem_free(p.workspace);
@@ -188,6 +187,50 @@ static void bench_products(const struct set *set, struct threads *threads, const
     }
 }
 
+// Every format beside F32: their products take turns, so that a busy machine slows both.
+static void bench_formats(const struct set *set, struct threads *threads, const struct buffers *b) {
+    enum { ROWS = 1536, COLS = 1536, LEAST = 7, MOST = 60 };
+    static const int64_t ms[] = {256, 512, 1024};
+    struct weight plain = {.format = quant_format(QUANT_F32), .rows = ROWS, .cols = COLS}, w = plain;
+    plain.data = packed(plain.format, ROWS, COLS);
+    void *workspace = mem_alloc(gemm_workspace_bytes(threads_count(threads)));
+    printf(
+        "\n%s, %d threads, %d x %d, fp32 products, medians: GF and share of F32's rate, x W^T at M = 256, 512, 1024; "
+        "dX the same\n",
+        set->name, threads_count(threads), ROWS, COLS);
+    for (int f = 0; f < QUANT_COUNT; f++) {
+        w.format = quant_format((enum quant)f);
+        uint8_t *data = packed(w.format, ROWS, COLS);
+        w.data = data;
+        printf("%-8s%s", w.format->name, set->gemm->decoders[f].rows ? " " : "*");
+        for (int i = 0; i < 6; i++) {
+            double seconds[MOST], ratios[MOST], begin = clock_now();
+            int64_t m = ms[i % 3];
+            struct product ours = product_of(set, threads, b, &w, m, i < 3, false),
+                           f32 = product_of(set, threads, b, &plain, m, i < 3, false);
+            ours.workspace = f32.workspace = workspace;
+            run_product(&f32);
+            int n = 0;
+            for (; n < MOST && (n < LEAST || clock_now() - begin < 0.25); n++) {
+                double start = clock_now();
+                run_product(&f32);
+                double middle = clock_now();
+                run_product(&ours);
+                seconds[n] = clock_now() - middle;
+                ratios[n] = (middle - start) / seconds[n];
+            }
+            qsort(seconds, (size_t)n, sizeof *seconds, by_value);
+            qsort(ratios, (size_t)n, sizeof *ratios, by_value);
+            printf("%7.1f %4.2f", 2.0 * (double)m * ROWS * COLS / seconds[n / 2] * 1e-9, ratios[n / 2]);
+        }
+        printf("\n");
+        fflush(stdout);
+        mem_free(data);
+    }
+    printf("* element by element\n");
+    mem_free((void *)(uintptr_t)plain.data), mem_free(workspace);
+}
+
 struct decode {
     const struct gemm_decoder *d;
     const uint8_t *data;
@@ -222,6 +265,7 @@ static void bench_decode(const struct set *set) {
            set->name, COLS, ROWS);
     for (int f = 0; f < QUANT_COUNT; f++) {
         const struct quant_format *format = quant_format((enum quant)f);
+        if (!set->gemm->decoders[f].rows) continue;
         uint8_t *data = packed(format, ROWS, COLS);
         printf("%6s", format->name);
         for (int i = 0; i < 4; i++) {
@@ -251,7 +295,8 @@ static void run_token(void *context) {
         for (int i = 0; i < (l < 30 ? 7 : 1); i++) {
             int64_t rows = l < 30 ? shapes[i].rows : 49152, cols = l < 30 ? shapes[i].cols : 576;
             enum quant format = l < 30 ? QUANT_Q4_1 : QUANT_Q8_0;
-            t->p.source = (struct gemm_source){format, w, quant_row_bytes(quant_format(format), cols), rows};
+            t->p.source = (struct gemm_source){
+                .format = format, .data = w, .stride = quant_row_bytes(quant_format(format), cols), .n = rows};
             t->p.term.x_row = t->p.term.k = cols;
             t->p.job.n = t->p.job.ldc = rows;
             run_product(&t->p);
@@ -315,7 +360,8 @@ static void bench_linear(const struct set *set, struct threads *threads) {
         for (int p = 0; p < 3 && sizes[i][p + 1]; p++) {
             int64_t out = sizes[i][p + 1];
             const struct quant_format *f = quant_format(QUANT_Q4_1);
-            g.weights[p] = (struct weight){f, out, in, packed(f, out, in), "bench", 0, 0};
+            g.weights[p] =
+                (struct weight){.format = f, .rows = out, .cols = in, .data = packed(f, out, in), .name = "bench"};
             g.call.out[p] = group_tensor(&g, DTYPE_F32, T, out);
             g.call.grad_out[p] = group_tensor(&g, DTYPE_F32, T, out);
             struct linear_part *part = &g.call.p.linear.parts[g.call.p.linear.n_parts++];
@@ -368,6 +414,7 @@ int main(int argc, char **argv) {
             struct threads *pool = threads_open(threads, NULL);
             if (!pool) return 1;
             if (all || strcmp(what, "product") == 0) bench_products(&set[i], pool, &b, top, false);
+            if (strcmp(what, "formats") == 0) bench_formats(&set[i], pool, &b);
             if (strcmp(what, "bf16") == 0) bench_products(&set[i], pool, &b, top, true);
             if (all || strcmp(what, "linear") == 0) bench_linear(&set[i], pool);
             if (all || strcmp(what, "token") == 0) bench_token(&set[i], pool, &b);

@@ -9,6 +9,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <sys/mman.h>
 
 struct set {
     const char *name;
@@ -110,14 +111,47 @@ static void check_decoder(const struct set *set, const struct quant_format *f, b
     mem_free(data), mem_free(want), mem_free(panel);
 }
 
+// A weight may be the last thing in a file: behind its last byte lies a page that nobody may read.
+TEST(decoders_read_nothing_behind) {
+    enum { ROWS = 48, COLS = 256, ROOM = 1 << 17, PAGE = 1 << 16 };
+    uint8_t *room = mmap(NULL, ROOM + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    float *panel = mem_alloc(COLS * GEMM_COLS * sizeof *panel);
+    struct set set[4];
+    int n = sets(set);
+    CHECK(room != MAP_FAILED && mprotect(room + ROOM, PAGE, PROT_NONE) == 0);
+    for (int i = 0; i < n; i++) {
+        for (int f = 0; f < QUANT_COUNT; f++) {
+            const struct gemm_decoder *d = &set[i].gemm->decoders[f];
+            size_t stride = quant_row_bytes(quant_format((enum quant)f), COLS);
+            CHECK(ROWS * stride <= ROOM);
+            if (!d->rows) continue;
+            for (int rows = ROWS; rows > 0; rows -= 13) {
+                const uint8_t *data = room + ROOM - (size_t)rows * stride;
+                d->rows(panel, data, stride, 0, COLS, rows);
+                d->rows(panel, data, stride, COLS / 2, COLS / 2, rows);
+                for (int col = 0; col < COLS; col += GEMM_COLS)
+                    d->cols(panel, data, stride, rows, col, COLS - col < GEMM_COLS ? COLS - col : GEMM_COLS);
+            }
+        }
+    }
+    mem_free(panel);
+    munmap(room, ROOM + PAGE);
+}
+
 TEST(decoders_equal_reference) {
+    // the others go element by element
+    static const enum quant fast[] = {QUANT_F32,  QUANT_F16,   QUANT_BF16,   QUANT_Q4_0,  QUANT_Q4_1, QUANT_Q5_0,
+                                      QUANT_Q5_1, QUANT_Q8_0,  QUANT_Q2_K,   QUANT_Q3_K,  QUANT_Q4_K, QUANT_Q5_K,
+                                      QUANT_Q6_K, QUANT_MXFP4, QUANT_IQ4_NL, QUANT_IQ4_XS};
     struct set set[4];
     int n = sets(set);
     for (int i = 0; i < n; i++) {
-        for (int f = 0; f < QUANT_COUNT; f++) {
-            if (!set[i].gemm->decoders[f].rows) continue; // these go element by element
-            check_decoder(&set[i], quant_format((enum quant)f), false);
-            check_decoder(&set[i], quant_format((enum quant)f), true);
+        size_t decoders = 0;
+        for (int f = 0; f < QUANT_COUNT; f++) decoders += set[i].gemm->decoders[f].rows != NULL;
+        CHECK_INT(decoders, COUNT_OF(fast));
+        for (size_t f = 0; f < COUNT_OF(fast); f++) {
+            check_decoder(&set[i], quant_format(fast[f]), false);
+            check_decoder(&set[i], quant_format(fast[f]), true);
         }
     }
 }
@@ -569,6 +603,7 @@ TEST(masked_operands_and_several_jobs) {
     mem_free(x), mem_free(a), mem_free(v), mem_free(keys), mem_free(masked);
 }
 
-TEST_MAIN(CASE(decoders_equal_reference), CASE(products_of_every_format), CASE(bf16_products_of_every_format),
-          CASE(views_of_weights), CASE(weight_decode_any_range), CASE(tails), CASE(bf16_flushes_tiny_numbers),
-          CASE(long_chains), CASE(chains_of_terms), CASE(masked_operands_and_several_jobs))
+TEST_MAIN(CASE(decoders_read_nothing_behind), CASE(decoders_equal_reference), CASE(products_of_every_format),
+          CASE(bf16_products_of_every_format), CASE(views_of_weights), CASE(weight_decode_any_range), CASE(tails),
+          CASE(bf16_flushes_tiny_numbers), CASE(long_chains), CASE(chains_of_terms),
+          CASE(masked_operands_and_several_jobs))

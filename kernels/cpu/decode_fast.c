@@ -1,4 +1,4 @@
-// Panel decoders: packed weights of any format into fp32 panels, bit for bit what quant.c's reference decoders give
+// Panel decoders: packed weights into fp32 panels, bit for bit what the reference decoders of quant.h give
 // (their products are exact in fp32, so a fused multiply-add rounds where they round; a minimum of -0 changes nothing).
 //
 // A packed format has NAME_codes, sixteen neighbours of one row as small whole numbers, and their scale and minimum for
@@ -59,6 +59,16 @@ DECODE w16 words_of_rows(const uint8_t *p, size_t s) {
     return w16_load(t);
 }
 
+// The values of four bits.
+DECODE v16 iq4_table(void) {
+    static const float values[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    return v16_load(values);
+}
+DECODE v16 fp4_table(void) {
+    static const float values[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    return v16_load(values);
+}
+
 // Blocks of 32: low nibbles are elements 0-15, high nibbles 16-31.
 DECODE v16 q4_0_codes(const uint8_t *row, int64_t i, bool high) {
     return v16_sub(v16_nibble8(row + 18 * (i / 2) + 2, high ? 4 : 0), v16_set1(8.0f));
@@ -95,36 +105,142 @@ BLOCKS_OF_32(q4_1, 20, true)
 BLOCKS_OF_32(q5_0, 22, false)
 BLOCKS_OF_32(q5_1, 24, true)
 BLOCKS_OF_32(q8_0, 34, false)
+DECODE v16 iq4_nl_codes(const uint8_t *row, int64_t i, bool high) {
+    return v16_pick8(row + 18 * (i / 2) + 2, high ? 4 : 0, iq4_table());
+}
+BLOCKS_OF_32(iq4_nl, 18, false)
 
-// Q4_K: 8 sub-blocks j of 32; 64 elements share 32 bytes, first the low nibbles. The first 16 bytes of a block are
-// {d dmin, scales 0-3 | mins 0-3 (6 bits, upper two bits lent to 4-7) | lower four bits of scales and mins 4-7}.
-DECODE bool q4_k_high(int64_t i) {
-    return i / 2 % 2 != 0;
+// MXFP4: a byte of exponent and 16 bytes of nibbles.
+DECODE bool mxfp4_high(int64_t i) {
+    return i % 2 != 0;
 }
-DECODE v16 q4_k_codes(const uint8_t *row, int64_t i, bool high) {
-    return v16_nibble8(row + 144 * (i / 16) + 16 + 32 * (i % 16 / 4) + 16 * (i % 2), high ? 4 : 0);
+DECODE v16 mxfp4_codes(const uint8_t *row, int64_t i, bool high) {
+    return v16_pick8(row + 17 * (i / 2) + 1, high ? 4 : 0, fp4_table());
 }
-DECODE struct scale q4_k_scale(const uint8_t *row, int64_t i) {
-    const uint8_t *b = row + 144 * (i / 16), *s = b + 4;
-    int j = (int)(i % 16 / 2);
+DECODE struct scale mxfp4_scales(const uint8_t *base, size_t s, int64_t i) {
+    const uint8_t *b = base + 17 * (i / 2);
+    uint32_t t[16];
+    UNROLL(16)
+    for (size_t r = 0; r < 16; r++) { // the bits of 2^(e - 128)
+        uint32_t e = b[r * s];
+        t[r] = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+    }
+    return (struct scale){w16_float(w16_load(t)), NO_MINIMUM};
+}
+DECODE struct scale mxfp4_scale(const uint8_t *row, int64_t i) {
+    return mxfp4_scales(row, 0, i);
+}
+
+// Q4_K and Q5_K: 8 sub-blocks j of 32; 64 elements share 32 bytes, first the low nibbles. The first 16 bytes of a block
+// are {d dmin, scales 0-3 | mins 0-3 (6 bits, upper two bits lent to 4-7) | lower four bits of scales and mins 4-7}.
+DECODE struct scale k_scale(const uint8_t *b, int j) {
+    const uint8_t *s = b + 4;
     int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
     int low = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4;
     return (struct scale){v16_mul(v16_half1(b), v16_set1((float)scale)),
                           v16_mul(v16_half1(b + 2), v16_set1(-(float)low))};
 }
 // The same from the turned 16 bytes; `j` and so the shifts are constants or the same for all rows.
-DECODE struct scale q4_k_header(const w16 h[4], int j) {
-    v16 d = w16_half(h[0], 0), dmin = v16_mul(w16_half(h[0], 1), v16_set1(-1.0f)), sixteen = v16_set1(16.0f);
+DECODE struct scale k_header(const w16 h[4], int j) {
+    v16 d = w16_half(h[0], 0), dmin = v16_mul(w16_half(h[0], 1), v16_set1(-1.0f));
     int shift = 8 * (j % 4);
     if (j < 4) return (struct scale){v16_mul(d, w16_field(h[1], shift, 6)), v16_mul(dmin, w16_field(h[2], shift, 6))};
-    v16 scale = v16_fma(w16_field(h[1], shift + 6, 2), sixteen, w16_field(h[3], shift, 4));
-    v16 low = v16_fma(w16_field(h[2], shift + 6, 2), sixteen, w16_field(h[3], shift + 4, 4));
-    return (struct scale){v16_mul(d, scale), v16_mul(dmin, low)};
+    return (struct scale){v16_mul(d, w16_join(h[3], shift, 4, h[1], shift + 6, 2, 0)),
+                          v16_mul(dmin, w16_join(h[3], shift + 4, 4, h[2], shift + 6, 2, 0))};
 }
-DECODE struct scale q4_k_scales(const uint8_t *base, size_t s, int64_t i) {
-    w16 h[4];
-    w16_load4(h, base + 144 * (i / 16), s);
-    return q4_k_header(h, (int)(i % 16 / 2));
+#define K_HEADERS(name, bytes)                                                                                         \
+    DECODE bool name##_high(int64_t i) {                                                                               \
+        return i / 2 % 2 != 0;                                                                                         \
+    }                                                                                                                  \
+    DECODE struct scale name##_scale(const uint8_t *row, int64_t i) {                                                  \
+        return k_scale(row + (bytes) * (i / 16), (int)(i % 16 / 2));                                                   \
+    }                                                                                                                  \
+    DECODE struct scale name##_scales(const uint8_t *base, size_t s, int64_t i) {                                      \
+        w16 h[4];                                                                                                      \
+        w16_load4(h, base + (bytes) * (i / 16), s);                                                                    \
+        return k_header(h, (int)(i % 16 / 2));                                                                         \
+    }
+K_HEADERS(q4_k, 144)
+K_HEADERS(q5_k, 176)
+DECODE v16 q4_k_codes(const uint8_t *row, int64_t i, bool high) {
+    return v16_nibble8(row + 144 * (i / 16) + 16 + 32 * (i % 16 / 4) + 16 * (i % 2), high ? 4 : 0);
+}
+DECODE v16 q5_k_codes(const uint8_t *row, int64_t i, bool high) { // bit j of 32 bytes is the fifth bit of sub-block j
+    const uint8_t *b = row + 176 * (i / 16) + 16 + 16 * (i % 2);
+    v16 fifth = v16_field8(b, (int)(i % 16 / 2), 1);
+    return v16_fma(fifth, v16_set1(16.0f), v16_nibble8(b + 32 + 32 * (i % 16 / 4), high ? 4 : 0));
+}
+
+// IQ4_XS: a sub-block j of 32 is as in IQ4_NL; its scale's low four bits are in nibble j of bytes 4-7, the high two in
+// bytes 2-3.
+DECODE bool iq4_xs_high(int64_t i) {
+    return i % 2 != 0;
+}
+DECODE v16 iq4_xs_codes(const uint8_t *row, int64_t i, bool high) {
+    return v16_pick8(row + 136 * (i / 16) + 8 + 16 * (i % 16 / 2), high ? 4 : 0, iq4_table());
+}
+DECODE struct scale iq4_xs_header(w16 first, w16 second, int j) {
+    return (struct scale){v16_mul(w16_half(first, 0), w16_join(second, 4 * j, 4, first, 16 + 2 * j, 2, 32)),
+                          NO_MINIMUM};
+}
+DECODE struct scale iq4_xs_scales(const uint8_t *base, size_t s, int64_t i) {
+    const uint8_t *b = base + 136 * (i / 16);
+    return iq4_xs_header(words_of_rows(b, s), words_of_rows(b + 4, s), (int)(i % 16 / 2));
+}
+DECODE struct scale iq4_xs_scale(const uint8_t *row, int64_t i) {
+    const uint8_t *b = row + 136 * (i / 16);
+    int j = (int)(i % 16 / 2), low = b[4 + j / 2] >> (4 * (j % 2)) & 15, high = load_u16(b + 2) >> (2 * j) & 3;
+    return (struct scale){v16_mul(v16_half1(b), v16_set1((float)((low | high << 4) - 32))), NO_MINIMUM};
+}
+
+// Q2_K and Q3_K: of each half of 128, element 32 t + l has its lower two bits in qs[l], bits 2t; a scale for every 16.
+DECODE bool q2_k_high(int64_t i) {
+    (void)i;
+    return false;
+}
+DECODE v16 q2_k_codes(const uint8_t *row, int64_t i, bool high) {
+    (void)high;
+    return v16_field8(row + 84 * (i / 16) + 16 + 32 * (i % 16 / 8) + 16 * (i % 2), (int)(2 * (i % 8 / 2)), 2);
+}
+DECODE struct scale q2_k_scale(const uint8_t *row, int64_t i) {
+    const uint8_t *b = row + 84 * (i / 16);
+    return (struct scale){v16_mul(v16_half1(b + 80), v16_set1((float)(b[i % 16] & 15))),
+                          v16_mul(v16_half1(b + 82), v16_set1(-(float)(b[i % 16] >> 4)))};
+}
+// `scales`: the words with the scale's byte; d dmin: the last word of the block.
+DECODE struct scale q2_k_header(w16 scales, int byte, w16 last) {
+    return (struct scale){v16_mul(w16_half(last, 0), w16_field(scales, 8 * byte, 4)),
+                          v16_mul(v16_mul(w16_half(last, 1), v16_set1(-1.0f)), w16_field(scales, 8 * byte + 4, 4))};
+}
+DECODE struct scale q2_k_scales(const uint8_t *base, size_t s, int64_t i) {
+    const uint8_t *b = base + 84 * (i / 16);
+    return q2_k_header(words_of_rows(b + i % 16 / 4 * 4, s), (int)(i % 4), words_of_rows(b + 80, s));
+}
+
+// Q3_K: bit i / 32 of hmask[l] is the third bit. Scale k of 16: low four bits are nibble k / 8 of byte 96 + k % 8, high
+// two bits are bits 2 (k / 4) of byte 104 + k % 4.
+DECODE bool q3_k_high(int64_t i) {
+    (void)i;
+    return false;
+}
+DECODE v16 q3_k_codes(const uint8_t *row, int64_t i, bool high) {
+    (void)high;
+    const uint8_t *b = row + 110 * (i / 16) + 16 * (i % 2);
+    v16 low = v16_field8(b + 32 + 32 * (i % 16 / 8), (int)(2 * (i % 8 / 2)), 2),
+        third = v16_field8(b, (int)(i % 16 / 2), 1);
+    return v16_sub(v16_fma(third, v16_set1(4.0f), low), v16_set1(4.0f));
+}
+DECODE struct scale q3_k_scale(const uint8_t *row, int64_t i) {
+    const uint8_t *b = row + 110 * (i / 16);
+    int k = (int)(i % 16), low = b[96 + k % 8] >> (4 * (k / 8)) & 15, high = b[104 + k % 4] >> (2 * (k / 4)) & 3;
+    return (struct scale){v16_mul(v16_half1(b + 108), v16_set1((float)((low | high << 4) - 32))), NO_MINIMUM};
+}
+DECODE struct scale q3_k_scales(const uint8_t *base, size_t s, int64_t i) {
+    const uint8_t *b = base + 110 * (i / 16);
+    int k = (int)(i % 16), byte = 8 * (k % 4);
+    v16 scale = w16_join(words_of_rows(b + 96 + k % 8 / 4 * 4, s), byte + 4 * (k / 8), 4, words_of_rows(b + 104, s),
+                         byte + 2 * (k / 4), 2, 32);
+    return (struct scale){v16_mul(halves_of_rows(b + 108, s), scale), NO_MINIMUM};
 }
 
 // Q6_K: of each half of 128, element 32 t + l has its lower four bits in ql[32 (t & 1) + l], nibble t >> 1, and its
@@ -248,6 +364,115 @@ DECODE int64_t q8_0_turn(float *p, const uint8_t *base, size_t s, int64_t k0, in
     }
     return 32;
 }
+// 32 nibbles as in put_nibbles that name values of a table. value = table[q] * d
+DECODE void put_picked(float *p, const w16 w[4], v16 d, v16 table) {
+    UNROLL(4)
+    for (int c = 0; c < 4; c++) {
+        UNROLL(4)
+        for (int j = 0; j < 4; j++) {
+            put(p, 4 * c + j, v16_mul(w16_pick(w[c], 8 * j, table), d));
+            put(p, 16 + 4 * c + j, v16_mul(w16_pick(w[c], 8 * j + 4, table), d));
+        }
+    }
+}
+DECODE int64_t iq4_nl_turn(float *p, const uint8_t *base, size_t s, int64_t k0, int64_t left) {
+    (void)left;
+    w16 w[4];
+    w16_load4(w, base + 18 * (k0 / 32) + 2, s);
+    put_picked(p, w, halves_of_rows(base + 18 * (k0 / 32), s), iq4_table());
+    return 32;
+}
+DECODE int64_t mxfp4_turn(float *p, const uint8_t *base, size_t s, int64_t k0, int64_t left) {
+    (void)left;
+    w16 w[4];
+    w16_load4(w, base + 17 * (k0 / 32) + 1, s);
+    put_picked(p, w, mxfp4_scales(base, s, k0 / 16).d, fp4_table());
+    return 32;
+}
+
+// Half a block of 256: 0 is the first half.
+DECODE void iq4_xs_half(float *p, const uint8_t *b, size_t s, const int half) {
+    w16 first = words_of_rows(b, s), second = words_of_rows(b + 4, s), w[4];
+    UNROLL(4)
+    for (int j = 0; j < 4; j++) {
+        w16_load4(w, b + 8 + 64 * half + 16 * j, s);
+        put_picked(p + 32 * j * P, w, iq4_xs_header(first, second, 4 * half + j).d, iq4_table());
+    }
+}
+DECODE void q2_k_half(float *p, const uint8_t *b, size_t s, const int half) {
+    w16 w[8], scales[2] = {words_of_rows(b + 8 * half, s), words_of_rows(b + 8 * half + 4, s)};
+    w16 last = words_of_rows(b + 80, s);
+    w16_load4(w, b + 16 + 32 * half, s), w16_load4(w + 4, b + 32 + 32 * half, s);
+    UNROLL(8)
+    for (int k = 0; k < 8; k++) { // sub-blocks of 16: t = k / 2, and the second 16 bytes for odd k
+        struct scale scale = q2_k_header(scales[k / 4], k % 4, last);
+        UNROLL(4)
+        for (int c = 0; c < 4; c++) {
+            UNROLL(4)
+            for (int j = 0; j < 4; j++) {
+                v16 code = w16_field(w[4 * (k % 2) + c], 8 * j + 2 * (k / 2), 2);
+                put(p, 16 * k + 4 * c + j, v16_fma(code, scale.d, scale.m));
+            }
+        }
+    }
+}
+DECODE void q3_k_half(float *p, const uint8_t *b, size_t s, const int half) {
+    w16 w[8], third[8], tail[4];
+    w16_load4(tail, b + 94, s); // two bytes of no use here, 12 of scales, d: the block ends with them
+    w16_load4(w, b + 32 + 32 * half, s), w16_load4(w + 4, b + 48 + 32 * half, s);
+    w16_load4(third, b, s), w16_load4(third + 4, b + 16, s);
+    v16 d = w16_half(tail[3], 1);
+    UNROLL(8)
+    for (int k = 0; k < 8; k++) {
+        int at = 2 + k, high_at = 10 + k % 4; // bytes in the tail
+        v16 scale = v16_mul(d, w16_join(tail[at / 4], 8 * (at % 4) + 4 * half, 4, tail[high_at / 4],
+                                        8 * (high_at % 4) + 2 * (2 * half + k / 4), 2, 32));
+        UNROLL(4)
+        for (int c = 0; c < 4; c++) {
+            UNROLL(4)
+            for (int j = 0; j < 4; j++) {
+                int word = 4 * (k % 2) + c;
+                v16 code = w16_join(w[word], 8 * j + 2 * (k / 2), 2, third[word], 8 * j + 4 * half + k / 2, 1, 4);
+                put(p, 16 * k + 4 * c + j, v16_mul(code, scale));
+            }
+        }
+    }
+}
+DECODE void q5_k_half(float *p, const uint8_t *b, size_t s, const int half) {
+    w16 h[4], fifth[8];
+    w16_load4(h, b, s), w16_load4(fifth, b + 16, s), w16_load4(fifth + 4, b + 32, s);
+    UNROLL(2)
+    for (int t = 0; t < 2; t++) { // 64 elements: low nibbles of 32 bytes, then their high nibbles
+        int sub = 4 * half + 2 * t;
+        struct scale low = k_header(h, sub), high = k_header(h, sub + 1);
+        w16 w[8];
+        w16_load4(w, b + 48 + 32 * (2 * half + t), s), w16_load4(w + 4, b + 64 + 32 * (2 * half + t), s);
+        UNROLL(8)
+        for (int c = 0; c < 8; c++) {
+            UNROLL(4)
+            for (int j = 0; j < 4; j++) {
+                int k = 64 * t + 4 * c + j;
+                put(p, k, v16_fma(w16_join(w[c], 8 * j, 4, fifth[c], 8 * j + sub, 1, 0), low.d, low.m));
+                put(p, k + 32, v16_fma(w16_join(w[c], 8 * j + 4, 4, fifth[c], 8 * j + sub + 1, 1, 0), high.d, high.m));
+            }
+        }
+    }
+}
+#define HALVES_OF_256(name, bytes)                                                                                     \
+    DECODE int64_t name##_turn(float *p, const uint8_t *base, size_t s, int64_t k0, int64_t left) {                    \
+        (void)left;                                                                                                    \
+        const uint8_t *b = base + (bytes) * (k0 / 256);                                                                \
+        if (k0 % 256 == 0)                                                                                             \
+            name##_half(p, b, s, 0);                                                                                   \
+        else                                                                                                           \
+            name##_half(p, b, s, 1);                                                                                   \
+        return 128;                                                                                                    \
+    }
+HALVES_OF_256(iq4_xs, 136)
+HALVES_OF_256(q2_k, 84)
+HALVES_OF_256(q3_k, 110)
+HALVES_OF_256(q5_k, 176)
+
 // Half a block of 256: four sub-blocks of 32.
 DECODE int64_t q4_k_turn(float *p, const uint8_t *base, size_t s, int64_t k0, int64_t left) {
     (void)left;
@@ -257,8 +482,8 @@ DECODE int64_t q4_k_turn(float *p, const uint8_t *base, size_t s, int64_t k0, in
     w16_load4(h, b, s);
     UNROLL(2)
     for (int t = 0; t < 2; t++) { // 64 elements: low nibbles of 32 bytes, then their high nibbles
-        struct scale low = second ? q4_k_header(h, 4 + 2 * t) : q4_k_header(h, 2 * t);
-        struct scale high = second ? q4_k_header(h, 5 + 2 * t) : q4_k_header(h, 1 + 2 * t);
+        struct scale low = second ? k_header(h, 4 + 2 * t) : k_header(h, 2 * t);
+        struct scale high = second ? k_header(h, 5 + 2 * t) : k_header(h, 1 + 2 * t);
         w16 w[8];
         const uint8_t *q = b + 16 + (second ? 64 : 0) + 32 * t;
         w16_load4(w, q, s), w16_load4(w + 4, q + 16, s);
@@ -296,8 +521,8 @@ DECODE int64_t q6_k_turn(float *p, const uint8_t *base, size_t s, int64_t k0, in
                 UNROLL(4)
                 for (int j = 0; j < 4; j++) {
                     int k = 32 * u + 16 * odd + 4 * c + j;
-                    put(p, k, v16_mul(w16_six(low[c], 8 * j, high[c], 8 * j + 2 * u), d0));
-                    put(p, k + 64, v16_mul(w16_six(low[c], 8 * j + 4, high[c], 8 * j + 2 * u + 4), d1));
+                    put(p, k, v16_mul(w16_join(low[c], 8 * j, 4, high[c], 8 * j + 2 * u, 2, 32), d0));
+                    put(p, k + 64, v16_mul(w16_join(low[c], 8 * j + 4, 4, high[c], 8 * j + 2 * u + 4, 2, 32), d1));
                 }
             }
         }
@@ -312,7 +537,8 @@ DECODE int64_t q5_turn(float *p, const uint8_t *b, size_t s, int64_t quants, str
         UNROLL(4)
         for (int j = 0; j < 4; j++) {
             int k = 4 * c + j;
-            v16 low = w16_five(w[c], 8 * j, fifth, k), high = w16_five(w[c], 8 * j + 4, fifth, k + 16);
+            v16 low = w16_join(w[c], 8 * j, 4, fifth, k, 1, 0),
+                high = w16_join(w[c], 8 * j + 4, 4, fifth, k + 16, 1, 0);
             put(p, k, v16_fma(v16_sub(low, v16_set1(zero)), scale.d, scale.m));
             put(p, k + 16, v16_fma(v16_sub(high, v16_set1(zero)), scale.d, scale.m));
         }
@@ -414,12 +640,21 @@ DECODE_PACKED(q4_1)
 DECODE_PACKED(q5_0)
 DECODE_PACKED(q5_1)
 DECODE_PACKED(q8_0)
+DECODE_PACKED(mxfp4)
+DECODE_PACKED(q2_k)
+DECODE_PACKED(q3_k)
 DECODE_PACKED(q4_k)
+DECODE_PACKED(q5_k)
 DECODE_PACKED(q6_k)
+DECODE_PACKED(iq4_nl)
+DECODE_PACKED(iq4_xs)
 
+#define DECODERS(id, name) [QUANT_##id] = {name##_rows, name##_cols}
 const struct gemm_decoder VEC_SUFFIX(gemm_decoders)[QUANT_COUNT] = {
-    [QUANT_F32] = {f32_rows, f32_cols},    [QUANT_F16] = {f16_rows, f16_cols},    [QUANT_BF16] = {bf16_rows, bf16_cols},
-    [QUANT_Q4_0] = {q4_0_rows, q4_0_cols}, [QUANT_Q4_1] = {q4_1_rows, q4_1_cols}, [QUANT_Q5_0] = {q5_0_rows, q5_0_cols},
-    [QUANT_Q5_1] = {q5_1_rows, q5_1_cols}, [QUANT_Q8_0] = {q8_0_rows, q8_0_cols}, [QUANT_Q4_K] = {q4_k_rows, q4_k_cols},
-    [QUANT_Q6_K] = {q6_k_rows, q6_k_cols},
+    DECODERS(F32, f32),       DECODERS(F16, f16),     DECODERS(BF16, bf16),
+    DECODERS(Q4_0, q4_0),     DECODERS(Q4_1, q4_1),   DECODERS(Q5_0, q5_0),
+    DECODERS(Q5_1, q5_1),     DECODERS(Q8_0, q8_0),   DECODERS(Q2_K, q2_k),
+    DECODERS(Q3_K, q3_k),     DECODERS(Q4_K, q4_k),   DECODERS(Q5_K, q5_k),
+    DECODERS(Q6_K, q6_k),     DECODERS(MXFP4, mxfp4), DECODERS(IQ4_NL, iq4_nl),
+    DECODERS(IQ4_XS, iq4_xs), // the others: element by element
 };

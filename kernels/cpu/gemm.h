@@ -115,7 +115,7 @@ struct gemm_decoder {
 
 struct gemm_isa {
     void (*tile)(const struct gemm_tile *t);
-    const struct gemm_decoder *decoders; // [QUANT_COUNT]
+    const struct gemm_decoder *decoders; // [QUANT_COUNT]; {NULL, NULL} for formats that go element by element
     void (*dropout)(float *out, const float *x, int64_t n, int64_t element, const struct gemm_dropout *d, int64_t row);
     // bf16 <-> fp32. `swap` exchanges the neighbours of each pair (n is even then).
     void (*from_bf16)(float *out, const uint16_t *x, int64_t n, bool swap);

@@ -39,9 +39,12 @@ static inline v16 w16_field(w16 w, int shift, int bits) {
     return _mm512_cvtepi32_ps(
         _mm512_and_si512(_mm512_srli_epi32(w, (unsigned)shift), _mm512_set1_epi32((1 << bits) - 1)));
 }
-static inline v16 w16_nibble(w16 w, int shift) { // a table look-up reads four bits only, which saves the mask
-    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+// that one of sixteen numbers which bits [shift, shift + 4) of each word name
+static inline v16 w16_pick(w16 w, int shift, v16 table) {
     return _mm512_permutexvar_ps(_mm512_srli_epi32(w, (unsigned)shift), table);
+}
+static inline v16 w16_nibble(w16 w, int shift) { // a table look-up reads four bits only, which saves the mask
+    return w16_pick(w, shift, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 // the signed byte j of each word, times 2^24
 static inline v16 w16_byte24(w16 w, int j) {
@@ -55,26 +58,17 @@ static inline v16 w16_half(w16 w, int j) { // binary16 in the lower or upper hal
 static inline v16 w16_bf16(w16 w, int j) {
     return _mm512_castsi512_ps(j ? _mm512_and_si512(w, _mm512_set1_epi32((int)0xFFFF0000u)) : _mm512_slli_epi32(w, 16));
 }
-// (low >> shift) & 15, plus 16 where the bit of `fifth` is set
-static inline v16 w16_five(w16 low, int shift, w16 fifth, int bit) {
-    __m512i l = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)shift), _mm512_set1_epi32(15));
-    __m512i h = bit >= 4 ? _mm512_srli_epi32(fifth, (unsigned)bit - 4) : _mm512_slli_epi32(fifth, 4 - (unsigned)bit);
-    return _mm512_cvtepi32_ps(_mm512_ternarylogic_epi32(l, h, _mm512_set1_epi32(16), 0xF8)); // l | (h & 16)
+// bits [shift, shift + bits) of `low`, above them bits [high_shift, high_shift + high_bits) of `high`; less `zero`
+static inline v16 w16_join(w16 low, int shift, int bits, w16 high, int high_shift, int high_bits, int zero) {
+    const int mask = ((1 << high_bits) - 1) << bits;
+    __m512i l = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)shift), _mm512_set1_epi32((1 << bits) - 1));
+    __m512i h = high_shift >= bits ? _mm512_srli_epi32(high, (unsigned)(high_shift - bits))
+                                   : _mm512_slli_epi32(high, (unsigned)(bits - high_shift));
+    h = _mm512_ternarylogic_epi32(l, h, _mm512_set1_epi32(mask), 0xF8); // l | (h & mask)
+    return _mm512_cvtepi32_ps(zero ? _mm512_sub_epi32(h, _mm512_set1_epi32(zero)) : h);
 }
-// (low >> shift) & 15, plus 16 times two bits of high, minus 32
-static inline v16 w16_six(w16 low, int shift, w16 high, int high_shift) {
-    __m512i l = _mm512_and_si512(_mm512_srli_epi32(low, (unsigned)shift), _mm512_set1_epi32(15));
-    __m512i h = high_shift >= 4 ? _mm512_srli_epi32(high, (unsigned)high_shift - 4)
-                                : _mm512_slli_epi32(high, 4 - (unsigned)high_shift);
-    h = _mm512_ternarylogic_epi32(l, h, _mm512_set1_epi32(48), 0xF8); // l | (h & 48)
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(h, _mm512_set1_epi32(32)));
-}
-// sixteen bytes, each (b >> shift) & (2^bits - 1)
-static inline v16 v16_field8(const uint8_t *p, int shift, int bits) {
-    return w16_field(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), shift, bits);
-}
-static inline v16 v16_nibble8(const uint8_t *p, int shift) {
-    return w16_nibble(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), shift);
+static inline w16 w16_bytes(const uint8_t *p) { // sixteen bytes, one per word
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 static inline v16 v16_i8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
@@ -127,6 +121,14 @@ static inline __m256 w8_field(__m256i w, int shift, int bits) {
 static inline v16 w16_field(w16 w, int shift, int bits) {
     return (v16){w8_field(w.l, shift, bits), w8_field(w.h, shift, bits)};
 }
+static inline __m256 w8_pick(__m256i w, int shift, v16 table) { // bit 3 goes where the blend looks
+    w = _mm256_srli_epi32(w, shift);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.l, w), _mm256_permutevar8x32_ps(table.h, w),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(w, 28)));
+}
+static inline v16 w16_pick(w16 w, int shift, v16 table) {
+    return (v16){w8_pick(w.l, shift, table), w8_pick(w.h, shift, table)};
+}
 static inline v16 w16_nibble(w16 w, int shift) {
     return w16_field(w, shift, 4);
 }
@@ -150,31 +152,20 @@ static inline __m256 w8_bf16(__m256i w, int j) {
 static inline v16 w16_bf16(w16 w, int j) {
     return (v16){w8_bf16(w.l, j), w8_bf16(w.h, j)};
 }
-static inline __m256 w8_five(__m256i low, int shift, __m256i fifth, int bit) {
-    __m256i l = _mm256_and_si256(_mm256_srli_epi32(low, shift), _mm256_set1_epi32(15));
-    __m256i h = bit >= 4 ? _mm256_srli_epi32(fifth, bit - 4) : _mm256_slli_epi32(fifth, 4 - bit);
-    return _mm256_cvtepi32_ps(_mm256_or_si256(l, _mm256_and_si256(h, _mm256_set1_epi32(16))));
+static inline __m256 w8_join(__m256i low, int shift, int bits, __m256i high, int high_shift, int high_bits, int zero) {
+    __m256i l = _mm256_and_si256(_mm256_srli_epi32(low, shift), _mm256_set1_epi32((1 << bits) - 1));
+    __m256i h =
+        high_shift >= bits ? _mm256_srli_epi32(high, high_shift - bits) : _mm256_slli_epi32(high, bits - high_shift);
+    h = _mm256_or_si256(l, _mm256_and_si256(h, _mm256_set1_epi32(((1 << high_bits) - 1) << bits)));
+    return _mm256_cvtepi32_ps(zero ? _mm256_sub_epi32(h, _mm256_set1_epi32(zero)) : h);
 }
-static inline v16 w16_five(w16 low, int shift, w16 fifth, int bit) {
-    return (v16){w8_five(low.l, shift, fifth.l, bit), w8_five(low.h, shift, fifth.h, bit)};
-}
-static inline __m256 w8_six(__m256i low, int shift, __m256i high, int high_shift) {
-    __m256i l = _mm256_and_si256(_mm256_srli_epi32(low, shift), _mm256_set1_epi32(15));
-    __m256i h = _mm256_slli_epi32(_mm256_and_si256(_mm256_srli_epi32(high, high_shift), _mm256_set1_epi32(3)), 4);
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_or_si256(l, h), _mm256_set1_epi32(32)));
-}
-static inline v16 w16_six(w16 low, int shift, w16 high, int high_shift) {
-    return (v16){w8_six(low.l, shift, high.l, high_shift), w8_six(low.h, shift, high.h, high_shift)};
+static inline v16 w16_join(w16 low, int shift, int bits, w16 high, int high_shift, int high_bits, int zero) {
+    return (v16){w8_join(low.l, shift, bits, high.l, high_shift, high_bits, zero),
+                 w8_join(low.h, shift, bits, high.h, high_shift, high_bits, zero)};
 }
 static inline w16 w16_bytes(const uint8_t *p) { // sixteen bytes, one per word
     __m128i b = _mm_loadu_si128((const __m128i *)(const void *)p);
     return (w16){_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
-}
-static inline v16 v16_field8(const uint8_t *p, int shift, int bits) {
-    return w16_field(w16_bytes(p), shift, bits);
-}
-static inline v16 v16_nibble8(const uint8_t *p, int shift) {
-    return w16_field(w16_bytes(p), shift, 4);
 }
 static inline v16 v16_i8(const uint8_t *p) {
     __m128i b = _mm_loadu_si128((const __m128i *)(const void *)p);
@@ -228,6 +219,9 @@ static inline v16 w16_float(w16 w) {
 static inline v16 w16_field(w16 w, int shift, int bits) {
     WORD_EACH((float)((w.w[i] >> shift) & ((1u << bits) - 1u)));
 }
+static inline v16 w16_pick(w16 w, int shift, v16 table) {
+    WORD_EACH(table.v[(w.w[i] >> shift) & 15u]);
+}
 static inline v16 w16_nibble(w16 w, int shift) {
     return w16_field(w, shift, 4);
 }
@@ -240,17 +234,14 @@ static inline v16 w16_half(w16 w, int j) {
 static inline v16 w16_bf16(w16 w, int j) {
     WORD_EACH(bf16_to_float((uint16_t)(w.w[i] >> (16 * j))));
 }
-static inline v16 w16_five(w16 low, int shift, w16 fifth, int bit) {
-    WORD_EACH((float)(((low.w[i] >> shift) & 15u) + 16u * ((fifth.w[i] >> bit) & 1u)));
+static inline v16 w16_join(w16 low, int shift, int bits, w16 high, int high_shift, int high_bits, int zero) {
+    WORD_EACH((float)((int)((low.w[i] >> shift) & ((1u << bits) - 1u)) +
+                      ((int)((high.w[i] >> high_shift) & ((1u << high_bits) - 1u)) << bits) - zero));
 }
-static inline v16 w16_six(w16 low, int shift, w16 high, int high_shift) {
-    WORD_EACH((float)((int)((low.w[i] >> shift) & 15u) + 16 * (int)((high.w[i] >> high_shift) & 3u) - 32));
-}
-static inline v16 v16_field8(const uint8_t *p, int shift, int bits) {
-    WORD_EACH((float)(((uint32_t)p[i] >> shift) & ((1u << bits) - 1u)));
-}
-static inline v16 v16_nibble8(const uint8_t *p, int shift) {
-    return v16_field8(p, shift, 4);
+static inline w16 w16_bytes(const uint8_t *p) {
+    w16 r;
+    for (int i = 0; i < 16; i++) r.w[i] = p[i];
+    return r;
 }
 static inline v16 v16_i8(const uint8_t *p) {
     WORD_EACH((float)(int8_t)p[i]);
@@ -270,3 +261,14 @@ static inline v16 v16_bits16(uint32_t bits) {
 #undef WORD_EACH
 
 #endif
+
+// Of sixteen bytes: bits [shift, shift + bits), a nibble, the number that a nibble names.
+static inline v16 v16_field8(const uint8_t *p, int shift, int bits) {
+    return w16_field(w16_bytes(p), shift, bits);
+}
+static inline v16 v16_nibble8(const uint8_t *p, int shift) {
+    return w16_nibble(w16_bytes(p), shift);
+}
+static inline v16 v16_pick8(const uint8_t *p, int shift, v16 table) {
+    return w16_pick(w16_bytes(p), shift, table);
+}
