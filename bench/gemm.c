@@ -8,6 +8,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernels.h"
 #include "tests/packed.h"
+#include "tests/table_weights.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,6 +126,21 @@ struct buffers {
     uint16_t *xb;
 };
 
+// A weight of either kind; the caller frees with weight_free.
+static struct weight weight_made(struct table_weight *t, enum quant id, int64_t rows, int64_t cols) {
+    if (id >= QUANT_WITH_TABLES) {
+        if (table_weight_make(t, id, rows, cols, id == QUANT_NF4 ? TABLE_NESTED | TABLE_ROUND_BF16 : 0, 1)) abort();
+        return t->w;
+    }
+    *t = (struct table_weight){0};
+    const struct quant_format *f = quant_format(id);
+    return (struct weight){.format = f, .rows = rows, .cols = cols, .data = packed(f, rows, cols)};
+}
+static void weight_free(struct table_weight *t, const struct weight *w) {
+    if (!w->tables) mem_free((void *)(uintptr_t)w->data);
+    table_weight_free(t);
+}
+
 // m rows times a weight or its transpose; the workspace is the caller's.
 static struct product product_of(const struct set *set, struct threads *threads, const struct buffers *b,
                                  const struct weight *w, int64_t m, bool forward, bool bf16) {
@@ -145,10 +161,8 @@ static struct product product_of(const struct set *set, struct threads *threads,
 }
 
 static struct timing time_product(const struct set *set, struct threads *threads, const struct buffers *b,
-                                  const uint8_t *data, enum quant format, int64_t m, int64_t rows, int64_t cols,
-                                  bool forward, bool bf16) {
-    struct weight w = {.format = quant_format(format), .rows = rows, .cols = cols, .data = data};
-    struct product p = product_of(set, threads, b, &w, m, forward, bf16);
+                                  const struct weight *w, int64_t m, bool forward, bool bf16) {
+    struct product p = product_of(set, threads, b, w, m, forward, bf16);
     p.workspace = mem_alloc(gemm_workspace_bytes(threads_count(threads)));
     struct timing t = measure(run_product, &p);
     mem_free(p.workspace);
@@ -160,30 +174,33 @@ static void bench_products(const struct set *set, struct threads *threads, const
     static const struct {
         int64_t rows, cols;
         enum quant format;
-    } shapes[] = {{576, 576, QUANT_Q4_1},  {192, 576, QUANT_Q4_1},   {1536, 576, QUANT_Q4_1},
-                  {576, 1536, QUANT_Q4_1}, {49152, 576, QUANT_Q8_0}, {576, 576, QUANT_F32}};
-    static const int64_t ms[] = {1, 16, 128, 512, 1024};
+    } shapes[] = {{576, 576, QUANT_Q4_1},  {192, 576, QUANT_Q4_1},       {1536, 576, QUANT_Q4_1},
+                  {576, 1536, QUANT_Q4_1}, {49152, 576, QUANT_Q8_0},     {576, 576, QUANT_F32},
+                  {1024, 1024, QUANT_F32}, {1024, 1024, QUANT_NF4},      {1024, 1024, QUANT_GPTQ_4},
+                  {1024, 1024, QUANT_AWQ}, {1024, 1024, QUANT_FP8_E4M3}, {1024, 1024, QUANT_MXFP4_PAIRS},
+                  {1024, 1024, QUANT_INT8}};
+    static const int64_t ms[] = {1, 16, 128, 256, 512, 1024};
     int n = threads_count(threads);
-    printf(
-        "\n%s, %d thread%s, %s products: GF at M = 1, 16, 128, 512, 1024; share of peak (%.0f GF) at the largest M\n",
-        set->name, n, n > 1 ? "s" : "", bf16 ? "bf16" : "fp32", top * n);
+    printf("\n%s, %d thread%s, %s products: GF at M = 1, 16, 128, 256, 512, 1024; share of peak (%.0f GF) at the "
+           "largest M\n",
+           set->name, n, n > 1 ? "s" : "", bf16 ? "bf16" : "fp32", top * n);
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
-        uint8_t *w = packed(quant_format(shapes[i].format), shapes[i].rows, shapes[i].cols);
+        struct table_weight made;
+        struct weight w = weight_made(&made, shapes[i].format, shapes[i].rows, shapes[i].cols);
         for (int forward = 1; forward >= 0; forward--) {
-            printf("%6lld x %4lld %s %s ", (long long)shapes[i].rows, (long long)shapes[i].cols,
+            printf("%6lld x %4lld %-11s %s ", (long long)shapes[i].rows, (long long)shapes[i].cols,
                    quant_format(shapes[i].format)->name, forward ? "fwd" : "dX ");
             struct timing t = {0};
             double flops = 0;
             for (size_t j = 0; j < COUNT_OF(ms); j++) {
                 if (shapes[i].rows > 10000 && ms[j] > 512) continue;
-                t = time_product(set, threads, b, w, shapes[i].format, ms[j], shapes[i].rows, shapes[i].cols, forward,
-                                 bf16);
+                t = time_product(set, threads, b, &w, ms[j], forward, bf16);
                 flops = 2.0 * (double)(ms[j] * shapes[i].rows * shapes[i].cols) * 1e-9;
                 printf("%7.1f", flops / t.best);
             }
             printf("  (median %6.1f)  %.1f %%\n", flops / t.median, 100 * flops / t.best / top / n);
         }
-        mem_free(w);
+        weight_free(&made, &w);
     }
 }
 
@@ -191,18 +208,19 @@ static void bench_products(const struct set *set, struct threads *threads, const
 static void bench_formats(const struct set *set, struct threads *threads, const struct buffers *b) {
     enum { ROWS = 1536, COLS = 1536, LEAST = 7, MOST = 60 };
     static const int64_t ms[] = {256, 512, 1024};
-    struct weight plain = {.format = quant_format(QUANT_F32), .rows = ROWS, .cols = COLS}, w = plain;
-    plain.data = packed(plain.format, ROWS, COLS);
+    struct table_weight none;
+    struct weight plain = weight_made(&none, QUANT_F32, ROWS, COLS);
     void *workspace = mem_alloc(gemm_workspace_bytes(threads_count(threads)));
     printf(
         "\n%s, %d threads, %d x %d, fp32 products, medians: GF and share of F32's rate, x W^T at M = 256, 512, 1024; "
         "dX the same\n",
         set->name, threads_count(threads), ROWS, COLS);
     for (int f = 0; f < QUANT_COUNT; f++) {
-        w.format = quant_format((enum quant)f);
-        uint8_t *data = packed(w.format, ROWS, COLS);
-        w.data = data;
-        printf("%-8s%s", w.format->name, set->gemm->decoders[f].rows ? " " : "*");
+        struct table_weight made;
+        struct weight w = weight_made(&made, (enum quant)f, ROWS, COLS);
+        const struct gemm_table_decoder *table = &set->gemm->table_decoders[f];
+        bool fast = w.tables ? table->fits && table->fits(&w) : set->gemm->decoders[f].rows != NULL;
+        printf("%-11s%s", w.format->name, fast ? " " : "*");
         for (int i = 0; i < 6; i++) {
             double seconds[MOST], ratios[MOST], begin = clock_now();
             int64_t m = ms[i % 3];
@@ -225,15 +243,16 @@ static void bench_formats(const struct set *set, struct threads *threads, const 
         }
         printf("\n");
         fflush(stdout);
-        mem_free(data);
+        weight_free(&made, &w);
     }
     printf("* element by element\n");
-    mem_free((void *)(uintptr_t)plain.data), mem_free(workspace);
+    weight_free(&none, &plain), mem_free(workspace);
 }
 
 struct decode {
     const struct gemm_decoder *d;
-    const uint8_t *data;
+    const struct gemm_table_decoder *table;
+    const struct weight *w;
     size_t stride;
     float *panel;
     int64_t rows, cols, cut;
@@ -245,14 +264,20 @@ static void run_decode(void *context) {
         for (int64_t r = 0; r < d->rows; r += GEMM_COLS) {
             for (int64_t k = 0; k < d->cols; k += d->cut) {
                 int64_t n = d->cols - k < d->cut ? d->cols - k : d->cut;
-                d->d->rows(d->panel, d->data + (size_t)r * d->stride, d->stride, k, n, GEMM_COLS);
+                if (d->table)
+                    d->table->rows(d->panel, d->w, r, k, n, GEMM_COLS);
+                else
+                    d->d->rows(d->panel, d->w->data + (size_t)r * d->stride, d->stride, k, n, GEMM_COLS);
             }
         }
     } else {
         for (int64_t c = 0; c < d->cols; c += GEMM_COLS) {
             for (int64_t k = 0; k < d->rows; k += d->cut) {
                 int64_t n = d->rows - k < d->cut ? d->rows - k : d->cut;
-                d->d->cols(d->panel, d->data + (size_t)k * d->stride, d->stride, n, c, GEMM_COLS);
+                if (d->table)
+                    d->table->cols(d->panel, d->w, k, n, c, GEMM_COLS);
+                else
+                    d->d->cols(d->panel, d->w->data + (size_t)k * d->stride, d->stride, n, c, GEMM_COLS);
             }
         }
     }
@@ -264,18 +289,20 @@ static void bench_decode(const struct set *set) {
            "128\n",
            set->name, COLS, ROWS);
     for (int f = 0; f < QUANT_COUNT; f++) {
-        const struct quant_format *format = quant_format((enum quant)f);
-        if (!set->gemm->decoders[f].rows) continue;
-        uint8_t *data = packed(format, ROWS, COLS);
-        printf("%6s", format->name);
-        for (int i = 0; i < 4; i++) {
-            struct decode d = {
-                &set->gemm->decoders[f],           data, quant_row_bytes(format, COLS), panel, ROWS, COLS,
-                i % 2 ? 128 : i < 2 ? COLS : ROWS, i < 2};
-            printf("%7.1f", ROWS * COLS / measure(run_decode, &d).best * 1e-9);
+        struct table_weight made;
+        struct weight w = weight_made(&made, (enum quant)f, ROWS, COLS);
+        const struct gemm_table_decoder *table = w.tables ? &set->gemm->table_decoders[f] : NULL;
+        if (table ? table->fits && table->fits(&w) : set->gemm->decoders[f].rows != NULL) {
+            printf("%11s", w.format->name);
+            for (int i = 0; i < 4; i++) {
+                struct decode d = {
+                    &set->gemm->decoders[f],           table, &w, table ? 0 : weight_stride(&w), panel, ROWS, COLS,
+                    i % 2 ? 128 : i < 2 ? COLS : ROWS, i < 2};
+                printf("%7.1f", ROWS * COLS / measure(run_decode, &d).best * 1e-9);
+            }
+            printf("\n");
         }
-        printf("\n");
-        mem_free(data);
+        weight_free(&made, &w);
     }
     mem_free(panel);
 }

@@ -4,7 +4,9 @@
 // addition of a minimum rounds and neither order nor fma changes a bit. Encoders: order and rounding of each operation
 // are ggml's, without fma.
 #include "kernels/quant_blocks.h"
+#include "kernels/quant_tables.h"
 
+#include <assert.h>
 #include <float.h>
 #include <math.h>
 
@@ -373,6 +375,10 @@ static void q8_0_encode(const float *values, uint8_t *out, int64_t count) {
                        .decode = decoder,                                                                              \
                        .encode = encoder,                                                                              \
                        .error_bound = bound}
+// `per_weight`: bits with the usual block sizes.
+#define TABLES(quant, text, per_weight, decoder)                                                                       \
+    [QUANT_##quant] = {                                                                                                \
+        .id = QUANT_##quant, .name = text, .ggml_type = -1, .block = 1, .bits = per_weight, .decode_at = decoder}
 static const struct quant_format formats[QUANT_COUNT] = {
     BLOCKS(F32, 0, 1, 4, f32_decode, f32_encode, 0.0),
     BLOCKS(F16, 1, 1, 2, f16_decode, f16_encode, 0x1p-11),
@@ -403,6 +409,17 @@ static const struct quant_format formats[QUANT_COUNT] = {
     BLOCKS(IQ3_S, 21, 256, 110, quant_iq3_s_decode, NULL, 0.0),
     BLOCKS(IQ4_NL, 20, 32, 18, quant_iq4_nl_decode, NULL, 0.0),
     BLOCKS(IQ4_XS, 23, 256, 136, quant_iq4_xs_decode, NULL, 0.0),
+    TABLES(NF4, "NF4", 4.5, nf4_decode_at),
+    TABLES(FP4, "FP4", 4.5, nf4_decode_at),
+    TABLES(INT8, "INT8", 8.0, int8_decode_at),
+    TABLES(GPTQ_2, "GPTQ-2", 2.125, gptq_decode_at),
+    TABLES(GPTQ_3, "GPTQ-3", 3.125, gptq_decode_at),
+    TABLES(GPTQ_4, "GPTQ-4", 4.125, gptq_decode_at),
+    TABLES(GPTQ_8, "GPTQ-8", 8.125, gptq_decode_at),
+    TABLES(AWQ, "AWQ", 4.125, awq_decode_at),
+    TABLES(FP8_E4M3, "FP8-E4M3", 8.0, fp8_decode_at),
+    TABLES(FP8_E5M2, "FP8-E5M2", 8.0, fp8_decode_at),
+    TABLES(MXFP4_PAIRS, "MXFP4-PAIRS", 4.25, mxfp4_decode_at),
 };
 
 // Every type id that a GGUF file may name; block 0 = never existed or removed.

@@ -36,11 +36,22 @@ enum quant {
     QUANT_IQ3_S,
     QUANT_IQ4_NL,
     QUANT_IQ4_XS,
+    QUANT_NF4, // from here on: with tables beside their codes, see quant_tables.h
+    QUANT_FP4,
+    QUANT_INT8,
+    QUANT_GPTQ_2,
+    QUANT_GPTQ_3,
+    QUANT_GPTQ_4,
+    QUANT_GPTQ_8,
+    QUANT_AWQ,
+    QUANT_FP8_E4M3,
+    QUANT_FP8_E5M2,
+    QUANT_MXFP4_PAIRS,
     QUANT_COUNT,
+    QUANT_WITH_TABLES = QUANT_NF4,
 };
 
 struct weight;
-struct weight_tables;
 
 struct quant_format {
     enum quant id;
@@ -54,10 +65,9 @@ struct quant_format {
     // The inverse, NULL where we do not quantise. Follows ggml's quantize_row_*_ref bit for bit.
     void (*encode)(const float *values, uint8_t *out, int64_t count);
     double error_bound; // largest |decoded - original| / max|original| of a block for encode, 0 when exact
-    // Formats with tables beside their codes (weights.h) have these instead of decode: elements of one stored row, any
-    // range of columns, and the bytes of the codes.
+    // Formats with tables beside their codes (weights.h) have this instead of decode, and no block sizes: elements of
+    // one stored row, any range of columns.
     void (*decode_at)(const struct weight *w, int64_t stored_row, int64_t col, int64_t count, float *out);
-    size_t (*stored_bytes)(const struct weight_tables *tables);
 };
 
 // The table row; never NULL for a valid id.

@@ -7,7 +7,7 @@
 enum { LARGEST_BLOCK = 256 };
 
 size_t weight_bytes(const struct weight *w) {
-    if (w->tables) return w->format->stored_bytes(w->tables);
+    if (w->tables) return w->tables->code_bytes;
     int64_t rows = w->transposed ? w->cols : w->rows, cols = w->transposed ? w->rows : w->cols;
     return rows == 0 ? 0 : (size_t)(rows - 1) * weight_stride(w) + quant_row_bytes(w->format, cols);
 }
@@ -17,7 +17,7 @@ size_t weight_stored_bytes(const struct weight *w) {
     size_t bytes = weight_bytes(w);
     for (int i = 0; i < TABLES; i++) bytes += w->tables->table[i].bytes;
     // A view's share of the stored matrix.
-    return (size_t)((double)bytes * (double)w->rows / (double)w->tables->rows);
+    return (size_t)((double)bytes * (double)w->rows / (double)(w->tables->rows * w->tables->row_step));
 }
 
 void weight_decode(const struct weight *w, int64_t row, int64_t col, int64_t count, float *out) {

@@ -5,34 +5,41 @@
 
 #include "kernels/quant.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 // Weights are acquired and released by segment, in the order a step walks through them. Norms and biases are small and
 // needed beside any segment (a norm is recomputed while its neighbour runs): they are resident.
 enum { SEGMENT_RESIDENT = 0, SEGMENT_EMBED = 1, SEGMENT_LAYER0 = 2 }; // layer l = SEGMENT_LAYER0 + l; the head is last
 
-// What formats like NF4, GPTQ or FP8 with scale blocks keep beside their codes. Which tables a format has and how they
-// are read stands with its decoder (quant_tables.c). Tables belong to the stored matrix, not to a view of its rows.
+// What formats like NF4, GPTQ or FP8 with scale blocks keep beside their codes. quant_tables.h says which tables each
+// format has, checks them and fills this in; quant_tables.c reads them. Tables belong to the stored matrix, not to a
+// view of its rows.
 enum weight_table {
-    TABLE_SCALES,
-    TABLE_ZEROS,
-    TABLE_GROUPS,
-    TABLE_CODES,
-    TABLE_OUTER_SCALES,
-    TABLE_OUTER_CODES,
+    TABLE_SCALES,       // of blocks of elements; where they were quantised themselves: a code each
+    TABLE_ZEROS,        // packed zero points
+    TABLE_GROUPS,       // i32: the group of each column
+    TABLE_CODES,        // f32[16]: what each code stands for
+    TABLE_OUTER_SCALES, // f32: of blocks of scales
+    TABLE_OUTER_CODES,  // f32[256]: what each code of a scale stands for
     TABLES
 };
+enum number { NUMBER_F32, NUMBER_F16, NUMBER_BF16, NUMBER_E8M0 }; // e8m0: a byte, 2^(byte - 127), 255 is NaN
 struct weight_tables {
     struct {
         const uint8_t *data; // unaligned, borrowed; NULL where the format has none
         size_t bytes;
     } table[TABLES];
-    enum dtype scale_type;                    // of TABLE_SCALES
-    int64_t rows, cols;                       // of the stored matrix
-    int64_t block_rows, block_cols, scale_ld; // one scale covers block_rows x block_cols; scales from row to row
-    enum dtype rounded;                       // values are rounded to this before use (DTYPE_F32: not)
-    float offset;                             // added to an inner scale that was itself quantised
-    int zero_offset;                          // added to every stored zero point
+    size_t code_bytes;              // of the stored matrix, without tables
+    enum number scale_type;         // of TABLE_SCALES
+    enum number rounded;            // values are rounded to this before use (f32: not)
+    int64_t rows, cols;             // of the stored matrix
+    int64_t row_step;               // stored rows from one row of the matrix to the next: 2 where two alternate
+    int64_t block_rows, block_cols; // one scale covers block_rows x block_cols; NF4: block_cols of the flat matrix
+    int64_t scale_ld;               // scales from one row of them to the next
+    int64_t scale_block;            // scales under one outer scale
+    float offset;                   // added to a scale that was itself quantised
+    bool zeros_less_one;            // zero points are stored less one
 };
 
 struct weight {

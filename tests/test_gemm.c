@@ -244,7 +244,7 @@ static void check_formats(bool bf16) {
     struct set set[4];
     int n = sets(set);
     for (int i = 0; i < n; i++) {
-        for (int f = 0; f < QUANT_COUNT; f++) {
+        for (int f = 0; f < QUANT_WITH_TABLES; f++) {
             int64_t block = quant_format((enum quant)f)->block, k = block == 1 ? 131 : block == 32 ? 224 : 512;
             for (int way = 0; way < 2; way++) { // n or k, whichever runs along packed rows, is k
                 int64_t other = way ? 101 : 77;
@@ -324,7 +324,7 @@ TEST(views_of_weights) {
     struct set set[4];
     int n = sets(set);
     for (int i = 0; i < n; i++) {
-        for (int f = 0; f < QUANT_COUNT; f++) {
+        for (int f = 0; f < QUANT_WITH_TABLES; f++) {
             check_views(&set[i], quant_format((enum quant)f), false);
             check_views(&set[i], quant_format((enum quant)f), true);
         }
@@ -332,7 +332,7 @@ TEST(views_of_weights) {
 }
 
 TEST(weight_decode_any_range) {
-    for (int f = 0; f < QUANT_COUNT; f++) {
+    for (int f = 0; f < QUANT_WITH_TABLES; f++) {
         const struct quant_format *format = quant_format((enum quant)f);
         int64_t cols = format->block == 1 ? 37 : 2 * format->block;
         uint8_t *data = packed(format, 3, cols, quant_row_bytes(format, cols), 4, false);

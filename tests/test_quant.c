@@ -29,6 +29,10 @@ TEST(table) {
         CHECK_INT(quant_row_bytes(f, 1024), 1024 / f->block * f->block_bytes);
         CHECK(f->decode != NULL);
     }
+    for (int i = QUANT_WITH_TABLES; i < QUANT_COUNT; i++) {
+        const struct quant_format *f = quant_format((enum quant)i);
+        CHECK(quant_by_name(f->name) == f && f->ggml_type == -1 && f->decode_at && !f->decode && !f->encode);
+    }
     CHECK_INT(quant_row_bytes(quant_format(QUANT_Q4_0), (int64_t)1 << 40), ((int64_t)1 << 35) * 18);
     CHECK(quant_by_name("Q9_9") == NULL && quant_by_ggml_type(-1) == NULL && quant_by_ggml_type(9) == NULL);
     CHECK(quant_ggml_type_name(-1) == NULL && quant_ggml_type_name(43) == NULL &&

@@ -69,8 +69,9 @@ size_t gemm_workspace_bytes(int threads) {
 
 struct gemm_source gemm_source_weight(const struct gemm_isa *isa, const struct weight *w, bool lanes_are_rows) {
     struct gemm_source s = {.format = w->format->id, .n = lanes_are_rows ? w->rows : w->cols};
+    const struct gemm_table_decoder *table = w->tables ? &isa->table_decoders[w->format->id] : NULL;
     if (w->tables || !isa->decoders[w->format->id].rows)
-        s.weight = w;
+        s.weight = w, s.table = table && table->fits && table->fits(w) ? table : NULL;
     else
         s.data = w->data, s.stride = weight_stride(w), s.transposed = w->transposed;
     return s;
@@ -174,7 +175,11 @@ static void decode(const struct gemm_isa *isa, float *panel, const struct wanted
         int64_t from = begin > w->n0 ? begin : w->n0, to = least(begin + s->n, end);
         if (from >= to) continue;
         float *p = panel + (from - w->n0);
-        if (s->weight)
+        if (s->table && t->lanes_are_rows)
+            s->table->rows(p, s->weight, from - begin, w->k0, w->k, (int)(to - from));
+        else if (s->table)
+            s->table->cols(p, s->weight, w->k0, w->k, from - begin, (int)(to - from));
+        else if (s->weight)
             decode_any(p, s->weight, t->lanes_are_rows, from - begin, w->k0, w->k, to - from);
         else if (t->lanes_are_rows != s->transposed)
             d->rows(p, s->data + (size_t)(from - begin) * s->stride, s->stride, w->k0, w->k, (int)(to - from));

@@ -26,10 +26,11 @@ enum {
 struct gemm_source {
     enum quant format;
     const uint8_t *data;
-    size_t stride;               // bytes from one row to the next
-    int64_t n;                   // columns of C it feeds; the sources of a term follow one another
-    bool transposed;             // the rows in memory are the columns of the matrix
-    const struct weight *weight; // no fast decoder: its elements come from weight_decode; else NULL
+    size_t stride;                          // bytes from one row to the next
+    int64_t n;                              // columns of C it feeds; the sources of a term follow one another
+    bool transposed;                        // the rows in memory are the columns of the matrix
+    const struct weight *weight;            // with tables, or no fast decoder: its elements come from there; else NULL
+    const struct gemm_table_decoder *table; // for weights with tables; NULL: weight_decode, element by element
 };
 
 // Dropout of LoRA inputs: x (row, element) is kept when its random number >= p, then multiplied by 1 / (1 - p).
@@ -113,9 +114,17 @@ struct gemm_decoder {
     void (*cols)(float *panel, const uint8_t *data, size_t stride, int64_t k, int64_t col0, int n);
 };
 
+// The same for weights with tables that `fits` admits. Rows are those of the view.
+struct gemm_table_decoder {
+    bool (*fits)(const struct weight *w);
+    void (*rows)(float *panel, const struct weight *w, int64_t row, int64_t k0, int64_t k, int n);
+    void (*cols)(float *panel, const struct weight *w, int64_t row, int64_t k, int64_t col0, int n);
+};
+
 struct gemm_isa {
     void (*tile)(const struct gemm_tile *t);
     const struct gemm_decoder *decoders; // [QUANT_COUNT]; {NULL, NULL} for formats that go element by element
+    const struct gemm_table_decoder *table_decoders; // [QUANT_COUNT]
     void (*dropout)(float *out, const float *x, int64_t n, int64_t element, const struct gemm_dropout *d, int64_t row);
     // bf16 <-> fp32. `swap` exchanges the neighbours of each pair (n is even then).
     void (*from_bf16)(float *out, const uint16_t *x, int64_t n, bool swap);
@@ -144,6 +153,7 @@ struct gemm_isa {
 #endif
 #define GEMM_DECLARE(isa)                                                                                              \
     extern const struct gemm_decoder gemm_decoders_##isa[QUANT_COUNT];                                                 \
+    extern const struct gemm_table_decoder gemm_table_decoders_##isa[QUANT_COUNT];                                     \
     void gemm_tile_##isa(const struct gemm_tile *t);                                                                   \
     void gemm_dropout_##isa(float *out, const float *x, int64_t n, int64_t element, const struct gemm_dropout *d,      \
                             int64_t row);                                                                              \

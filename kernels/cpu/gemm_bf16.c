@@ -87,6 +87,7 @@ static void gemm_pack_bf16(uint32_t *pairs, const float *panel, int64_t k) {
 const struct gemm_isa gemm_isa_avx512bf16 = {
     .tile = gemm_tile_avx512,
     .decoders = gemm_decoders_avx512,
+    .table_decoders = gemm_table_decoders_avx512,
     .dropout = gemm_dropout_avx512,
     .from_bf16 = gemm_from_bf16_avx512,
     .to_bf16 = gemm_to_bf16_avx512,

@@ -231,6 +231,7 @@ void VEC_SUFFIX(gemm_softmax_bwd_row)(float *z, int64_t n, float largest, float 
 const struct gemm_isa VEC_SUFFIX(gemm_isa) = {
     .tile = VEC_SUFFIX(gemm_tile),
     .decoders = VEC_SUFFIX(gemm_decoders),
+    .table_decoders = VEC_SUFFIX(gemm_table_decoders),
     .dropout = VEC_SUFFIX(gemm_dropout),
     .from_bf16 = VEC_SUFFIX(gemm_from_bf16),
     .to_bf16 = VEC_SUFFIX(gemm_to_bf16),

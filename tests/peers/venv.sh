@@ -20,6 +20,6 @@ start=$SECONDS
 rm -rf "$venv"
 "$python" -m venv "$venv"
 pip_run "$venv/bin/python" install --quiet --no-compile --no-cache-dir --no-deps -r "$pins"
-"$venv/bin/python" -c 'import torch, transformers, peft, gguf, xllamacpp'
+"$venv/bin/python" -c 'import torch, transformers, peft, bitsandbytes, gguf, xllamacpp'
 cp "$pins" "$stamp"
 echo "venv: $venv is ready after $((SECONDS - start)) s, $(du -sh "$venv" | cut -f1)"
