@@ -1,7 +1,7 @@
 // What the packed GEMM reaches: the peak of fused multiply-adds, decoding rates, products of SmolLM2-135M's shapes, of
-// every format beside F32, and the speed of one generated token. Rates are the best of several repeats, medians in
-// brackets where they matter; those beside F32 are medians.
-//   build/bench/gemm [peak|decode|product|formats|bf16|linear|token] [threads, -2 = 2 only] [instruction set]
+// every format beside F32, the speed of one generated token and of quantising. Rates are the best of several repeats,
+// medians in brackets where they matter; those beside F32 are medians.
+//   build/bench/gemm [peak|decode|product|formats|bf16|linear|token|quantize] [threads, -2 = 2 only] [instruction set]
 #include "kernels/alloc.h"
 #include "kernels/clock.h"
 #include "kernels/cpu/gemm.h"
@@ -307,6 +307,51 @@ static void bench_decode(const struct set *set) {
     mem_free(panel);
 }
 
+// Quantising, one core: values in, codes and scales out.
+struct quantize {
+    const uint8_t *values;
+    uint8_t *codes;
+    float *scales;
+    int64_t count;
+    enum number type;
+    int kind; // 0 NF4, 1 LLM.int8, 2 scales of NF4
+};
+static void run_quantize(void *context) {
+    struct quantize *q = context;
+    if (q->kind == 0)
+        nf4_quantize(q->codes, q->scales, q->values, q->type, q->count, 64, false, NULL);
+    else if (q->kind == 1)
+        int8_quantize((int8_t *)q->codes, q->scales, q->values, q->type, q->count / 1024, 1024, NULL);
+    else
+        nf4_quantize_scales(q->codes, q->scales, (const float *)(const void *)q->values, q->count, 0.5f);
+}
+static void bench_quantize(void) {
+    enum { COUNT = 4 << 20 };
+    static const char *const names[] = {"f32", "f16", "bf16"};
+    uint8_t *values = mem_alloc((size_t)COUNT * 4), *codes = mem_alloc(COUNT);
+    float *scales = mem_alloc(COUNT / 8);
+    for (int type = NUMBER_F32; type <= NUMBER_BF16; type++) {
+        for (int64_t i = 0; i < COUNT; i++) {
+            float x = (float)(int32_t)((uint32_t)i * 2654435761u) * 0x1p-35f;
+            uint16_t half = type == NUMBER_F16 ? f16_from_float(x) : bf16_from_float(x);
+            memcpy(values + (type == NUMBER_F32 ? 4 : 2) * i, type == NUMBER_F32 ? (void *)&x : (void *)&half,
+                   type == NUMBER_F32 ? 4 : 2);
+        }
+        double bytes = COUNT * (type == NUMBER_F32 ? 4.0 : 2.0) * 1e-6;
+        struct quantize q = {values, codes, scales, COUNT, (enum number)type, 0};
+        double nf4 = measure(run_quantize, &q).best;
+        q.kind = 1;
+        double int8 = measure(run_quantize, &q).best;
+        printf("quantising %-4s, MB/s of values on one core: NF4 %.0f, LLM.int8 %.0f", names[type], bytes / nf4,
+               bytes / int8);
+        q.kind = 2, q.count = COUNT / 64;
+        if (type == NUMBER_F32)
+            printf(", and %.0f M nested scales/s", COUNT / 64 * 1e-6 / measure(run_quantize, &q).best);
+        printf("\n");
+    }
+    mem_free(values), mem_free(codes), mem_free(scales);
+}
+
 // Generation: all linears of SmolLM2-135M and its head, one row, weights from cold memory.
 struct token {
     struct product p;
@@ -432,6 +477,7 @@ int main(int argc, char **argv) {
         b.x[i] = (float)(i % 17) * 0.05f;
         b.xb[i] = bf16_from_float(b.x[i]);
     }
+    if (all || strcmp(what, "quantize") == 0) bench_quantize();
     for (int i = 0; i < n; i++) {
         if (*only && strcmp(only, set[i].name) != 0) continue;
         double top = peak(strncmp(set[i].name, "avx512", 6) == 0);

@@ -185,6 +185,7 @@ void nf4_quantize_scales(uint8_t *codes, float *nested_absmax, const float *absm
 
 int int8_quantize(int8_t *codes, float *scb, const void *values, enum number type, int64_t rows, int64_t cols,
                   struct error *err) {
+    const float round = 0x1.8p23f; // adding and taking it away again rounds to whole numbers, halves to even
     float x[MAX_BLOCK];
     for (int64_t row = 0; row < rows; row++, codes += cols) {
         float most = 0.0f;
@@ -197,8 +198,7 @@ int int8_quantize(int8_t *codes, float *scb, const void *values, enum number typ
                 float here = largest(x, n);
                 if (!isfinite(here)) return refuse(x, row * cols + begin, err);
                 if (pass == 0) most = here > most ? here : most;
-                for (int64_t i = 0; i < n && pass == 1; i++)
-                    codes[begin + i] = (int8_t)rintf(x[i] * factor); // halves to even
+                for (int64_t i = 0; i < n && pass == 1; i++) codes[begin + i] = (int8_t)(x[i] * factor + round - round);
             }
         }
         scb[row] = most;

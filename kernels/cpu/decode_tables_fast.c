@@ -56,8 +56,8 @@ DECODE void put(float *panel, int64_t k, v16 a, int n) {
 }
 
 // --- row by row. A format has
-//   NAME_open     what all its values have in common
-//   NAME_scale    the scale of an element; columns [col, NAME_run) of a row share it
+//   NAME_open     where its rows lie, and how many columns share a scale (source.run)
+//   NAME_scale    the scale of an element
 //   NAME_turned   element i of sixteen rows, from their 16 bytes turned on their side, times their scales
 //   NAME_line     sixteen elements of one row, times its scale
 // and NAME_UNIT elements in 16 bytes.
@@ -229,7 +229,7 @@ DECODE void turn(w16 out[4], const uint8_t *p, size_t stride, int rows, int byte
                 int count = (int)least(n - lane, 16), bytes = count * 16 / name##_UNIT;                                \
                 const uint8_t *p = base + lane * 16 / name##_UNIT;                                                     \
                 uint8_t copy[16];                                                                                      \
-                if (col0 + lane == scaled || lane == 0) {                                                              \
+                if (col0 + lane == scaled) {                                                                           \
                     scale = v16_set1(name##_scale(&s, row + i, col0 + lane));                                          \
                     scaled = ((col0 + lane) / s.run + 1) * s.run;                                                      \
                 }                                                                                                      \
