@@ -160,7 +160,7 @@ TEST(decode_equals_ggml) {
     };
     uint8_t *bytes = mem_alloc(MOST_BLOCKS * MAX_BYTES + 1);
     float *values = mem_alloc((size_t)MOST_BLOCKS * MAX_BLOCK * sizeof *values);
-    CHECK_INT(COUNT_OF(rows), QUANT_COUNT - 3);
+    CHECK_INT(COUNT_OF(rows), QUANT_WITH_TABLES - 3);
     for (size_t r = 0; r < COUNT_OF(rows); r++) {
         const struct quant_format *f = quant_format(rows[r].id);
         int64_t n = golden_blocks(f, bytes + 1);
@@ -304,7 +304,7 @@ TEST(error_bounds_of_k_formats) {
 }
 
 TEST(rows_are_blocks_and_addresses_may_be_odd) {
-    for (int id = 0; id < QUANT_COUNT; id++) {
+    for (int id = 0; id < QUANT_WITH_TABLES; id++) {
         const struct quant_format *f = quant_format((enum quant)id);
         size_t bytes = quant_row_bytes(f, 1024);
         uint8_t *odd = malloc(bytes + 1); // exactly: a sanitizer sees a byte too many
