@@ -80,6 +80,7 @@ fixtures: base # committed expectations and tables, made again by the pinned ver
 	@$(VENV)/bin/python tests/peers/tokens.py --dump $(BUILD)/tests/peers/tokens_dump --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf \
 	    --golden tests/fixtures/tokens.json
 	@$(VENV)/bin/python tests/peers/tables.py --golden tests/fixtures/tables.json
+	@$(VENV)/bin/python tests/oracle/families.py tests/fixtures/families
 quickstart: base
 	@$(MAKE) --no-print-directory -j2 all
 	@bash examples/orders/quickstart.sh

@@ -78,6 +78,7 @@ static int map_json(struct loader *l) {
     if (!m->arch.family) return error_memory(l->err, "the architecture", 0);
     const char *name = pool_printf(&m->pool, "%s%s", l->base->name, l->base->kind == BASE_SHAPES ? "" : "/config.json");
     if (!name) return error_memory(l->err, "the architecture", 0);
+    if (packing_read(root, name, &l->packing, l->err)) return -1;
     struct hparams h;
     hparams_from_json(&h, name, root, &m->pool, l->err);
     l->family->map(&h, &m->arch);

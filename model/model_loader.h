@@ -2,11 +2,13 @@
 #pragma once
 
 #include "model/model.h"
+#include "model/packed_linear.h"
 
 struct loader {
     struct model *model;
     struct base *base;
     const struct family *family;
+    struct packing packing;        // of a safetensors base
     const char *root;              // "model." and the like: what stands before a Hugging Face tensor's name
     const char *module_root;       // and before a module's name in transformers
     const struct weight **weights; // all, in order of id; grows

@@ -221,17 +221,29 @@ static const char *hf_part(struct loader *l, const struct row *r, int64_t expert
                        (long long)expert, d + 2);
 }
 
+// Linear `stem` of a Hugging Face base, packed or plain.
+static bool hf_matrix(struct loader *l, const char *stem, int64_t rows, int64_t cols, bool turned, struct weight *out) {
+    int packed = packed_linear(l->base, &l->packing, &l->model->pool, stem, rows, cols, out, l->err);
+    l->failed |= packed < 0;
+    return packed != 0 || matrix(l, weight_name(l, "%s.weight", stem), rows, cols, turned, out);
+}
+
 // Whole matrices, one per expert, as Hugging Face stores them.
 static void hf_wholes(struct loader *l, const struct row *r, struct weight *whole) {
     bool bare = r->f->flags & TENSOR_BARE, turned = r->f->flags & TENSOR_TURNED;
-    const char *stem = hf_part(l, r, 0), *name = weight_name(l, "%s%s", stem, bare ? "" : ".weight");
+    const char *stem = hf_part(l, r, 0);
     if (r->f->flags & TENSOR_STACKED) {
-        if (!stacked(l, name, r->experts, r->total, r->in, turned, whole)) fail(l, "tensor '%s' is missing", name);
+        const char *name = weight_name(l, "%s%s", stem, bare ? "" : ".weight");
+        int packed =
+            packed_experts(l->base, &l->packing, &l->model->pool, stem, r->experts, r->total, r->in, whole, l->err);
+        l->failed |= packed < 0;
+        if (packed == 0 && !stacked(l, name, r->experts, r->total, r->in, turned, whole))
+            fail(l, "tensor '%s' is missing", name);
         return;
     }
     for (int64_t e = 0; e < r->experts && !l->failed; e++) {
-        name = weight_name(l, "%s.weight", e ? hf_part(l, r, e) : stem);
-        if (!matrix(l, name, r->total, r->in, turned, &whole[e])) fail(l, "tensor '%s' is missing", name);
+        if (e) stem = hf_part(l, r, e);
+        if (!hf_matrix(l, stem, r->total, r->in, turned, &whole[e])) fail(l, "tensor '%s.weight' is missing", stem);
     }
 }
 
@@ -492,18 +504,19 @@ void loader_take_ends(struct loader *l) {
         m->final_norm = vector(l, weight_name(l, "%s.weight", norm), 1, a->width, true);
         if (a->norm == NORM_LAYER) m->final_norm_bias = vector(l, weight_name(l, "%s.bias", norm), 1, a->width, false);
     }
-    const char *head = gguf                                                        ? "output.weight"
-                       : base_find(l->base, "language_model.lm_head.weight", NULL) ? "language_model.lm_head.weight"
-                                                                                   : "lm_head.weight";
+    const char *head = base_find(l->base, "language_model.lm_head.weight", NULL) ? "language_model.lm_head" : "lm_head";
     w = new_weights(l, 1, head_segment);
     if (!w) return;
-    bool has = !(a->tied && !gguf) && matrix(l, head, a->vocab, a->width, false, &found);
+    bool has = gguf       ? matrix(l, "output.weight", a->vocab, a->width, false, &found)
+               : !a->tied ? hf_matrix(l, head, a->vocab, a->width, false, &found)
+                          : false;
     if (l->failed) return;
     if (!has && !gguf && !a->tied) {
-        fail(l, "tensor '%s' is missing, and config.json does not say that the head is the embedding", head);
+        fail(l, "tensor '%s.weight' is missing, and config.json does not say that the head is the embedding", head);
         return;
     }
-    if (!gguf && a->tied) base_find(l->base, head, NULL); // where it is stored anyway, the embedding counts
+    // Where it is stored anyway, the embedding counts.
+    if (!gguf && a->tied) base_find(l->base, weight_name(l, "%s.weight", head), NULL);
     a->tied = !has;
     fill(w, has ? found : *m->embed); // tied: the same bytes as a weight of the head's segment
     m->head = w;

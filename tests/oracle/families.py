@@ -13,10 +13,11 @@ import argparse, json, os, re, shutil, sys, warnings
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore")
+import packings
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 transformers.logging.set_verbosity_error()
@@ -128,6 +129,33 @@ CASES = {
                                  rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0,
                                                   "truncate": False, "original_max_position_embeddings": 16}), QKVO, {"parameters": EXPERTS}),
 }
+# Bases that are packed: sizes that fill whole words and blocks of 32.
+EVEN = dict(num_hidden_layers=1, hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=4, head_dim=8)
+for method in ("nf4", "fp4", "int8", "gptq2", "gptq3", "gptq4", "gptq8", "awq", "fp8-exponents", "fp8-rows"):
+    CASES["llama-" + method] = ("llama", sizes(**EVEN), QKVO + MLP, {"packing": method})
+CASES["phi3-nf4"] = ("phi3", sizes(head_dim=6), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], {"packing": "nf4", "drop": ["head_dim"]})
+CASES["qwen3-moe-nf4"] = ("qwen3_moe", sizes(moe_intermediate_size=20, num_experts=9, num_experts_per_tok=3, norm_topk_prob=True), QKVO,
+                          {"packing": "nf4", "parameters": ["mlp.experts.down_proj"]})
+CASES["deepseek-v3-fp8"] = ("deepseek_v3", CASES["deepseek-v3"][1], CASES["deepseek-v3"][2], {"packing": "fp8", "parameters": EXPERTS})
+CASES["gpt-oss-mxfp4"] = ("gpt_oss", sizes(**(CASES["gpt-oss"][1] | dict(hidden_size=64, intermediate_size=32))), QKVO,
+                          {"packing": "mxfp4", "parameters": EXPERTS})
+
+
+def unpacked(folder, values):
+    """A copy of the folder with the numbers that packed tensors stand for: what transformers computes with."""
+    copy = folder + ".plain"
+    shutil.copytree(folder, copy)
+    path = os.path.join(copy, "model.safetensors")
+    plain = {k: v for k, v in load_file(path).items() if k not in values and not re.search(PACKED, k)}
+    save_file({k: v.float().contiguous() for k, v in (plain | values).items()}, path, metadata={"format": "pt"})
+    path = os.path.join(copy, "config.json")
+    config = json.load(open(path))
+    config.pop("quantization_config")
+    json.dump(config, open(path, "w"))
+    return copy
+
+
+PACKED = r"(\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_scale|weight_scale_inv)|\.weight\.\w+|\.quant_state\.\w+|_blocks|_scales)$"
 
 
 def randomise(model, seed):
@@ -227,7 +255,10 @@ def make(name, out, seed):
     if "edit" in options:
         options["edit"](folder)
     # What is computed is what was saved, as a user would load it.
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    source = unpacked(folder, packings.pack(folder, options["packing"])) if "packing" in options else folder
+    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
+    if source != folder:
+        shutil.rmtree(source)
     model = attach(model, targets, options, seed)
     model.save_pretrained(os.path.join(folder, "adapter"))
     for extra in ("README.md",):
