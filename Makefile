@@ -81,6 +81,7 @@ fixtures: base # committed expectations and tables, made again by the pinned ver
 	    --golden tests/fixtures/tokens.json
 	@$(VENV)/bin/python tests/peers/tables.py --golden tests/fixtures/tables.json
 	@$(VENV)/bin/python tests/oracle/families.py tests/fixtures/families
+	@$(VENV)/bin/python tests/peers/quantized.py --golden tests/fixtures/quantized.json
 quickstart: base
 	@$(MAKE) --no-print-directory -j2 all
 	@bash examples/orders/quickstart.sh

@@ -11,7 +11,8 @@ const struct config_key keys_base[] = {
     NO_EFFECT("model_type", KEY_STRING, "", "Class name of the model; the family is read from the base.",
               .aliases = "type_of_model"),
     NO_EFFECT("cls_model_config", KEY_STRING, "", "Class name of the model description."),
-    NOT_YET("revision_of_model", KEY_STRING, "", "Revision of the base on its hub.", .aliases = "model_revision"),
+    STRING(revision_of_model, "", "Branch, tag or commit of a base that is named as on its hub; `main` when not given.",
+           .aliases = "model_revision"),
     NOT_YET("model_config", KEY_DICT, "", "Values that replace ones of the model description.",
             .aliases = "overrides_of_model_config"),
     NOT_YET("model_kwargs", KEY_DICT, "", "Loader arguments that replace the model's.",
@@ -48,18 +49,39 @@ static const struct key_choice auto_or_bool[] = {
     {0},
 };
 
+static const struct key_choice four_bits[] = {
+    {"nf4", CONFIG_4BIT_NF4, KEY_WORKS, NULL},
+    {"fp4", CONFIG_4BIT_FP4, KEY_WORKS, NULL},
+    {0},
+};
+
 const struct config_key keys_precision[] = {
-    BOOL(load_in_4bit, "false",
-         "Hold the base in 4 bits. A base that is quantised already is kept as it is; `adapter: qlora` needs one of "
-         "both."),
-    NOT_YET("load_in_8bit", KEY_BOOL, "false", "Hold the base in 8 bits."),
-    NOT_YET("bnb_config_kwargs", KEY_DICT, "", "Variants of the 4-bit format made while loading."),
-    NOT_YET("gptq", KEY_BOOL, "", "The base is a GPTQ file."),
+    BOOL(
+        load_in_4bit, "false",
+        "Hold the base in 4 bits: linears of a safetensors base become NF4, once, in a cache. A base that is quantised "
+        "already is kept as it is; `adapter: qlora` needs one of both."),
+    BOOL(load_in_8bit, "false", "Hold the base in 8 bits (LLM.int8: a scale per row)."),
+    GROUP("bnb_config_kwargs", "Variants of the 4-bit format made while loading."),
+    {.name = "bnb_config_kwargs.bnb_4bit_quant_type",
+     .type = KEY_ENUM,
+     .offset = MEMBER(bnb_4bit_quant_type),
+     .choices = four_bits,
+     .fallback = "nf4",
+     .help = "The 4-bit code."},
+    {.name = "bnb_config_kwargs.bnb_4bit_use_double_quant",
+     .type = KEY_BOOL,
+     .offset = MEMBER(bnb_4bit_use_double_quant),
+     .fallback = "true",
+     .help = "Quantises the scales of the blocks, too: 4.13 bits a weight in place of 4.5."},
+    NO_EFFECT("bnb_config_kwargs.bnb_4bit_compute_dtype", KEY_ANY, "", "`bf16` says what is computed in."),
+    NO_EFFECT("bnb_config_kwargs.bnb_4bit_quant_storage", KEY_ANY, "", "How another library shards the codes."),
+    NO_EFFECT("bnb_config_kwargs.llm_int8_threshold", KEY_ANY, "", "Activations are not quantised here."),
+    NO_EFFECT("gptq", KEY_BOOL, "", "Whether the base is a GPTQ file is read from it."),
     NO_EFFECT("gptq_groupsize", KEY_INT, "", "Read from the GPTQ file."),
     NO_EFFECT("gptq_model_v1", KEY_BOOL, "", "Read from the GPTQ file."),
     NO_EFFECT("gptq_disable_exllama", KEY_BOOL, "", "Chooses a kernel of another library."),
-    NOT_YET("model_quantization_config", KEY_STRING, "", "The base is an MXFP4 or FP8 file."),
-    NOT_YET("model_quantization_config_kwargs", KEY_DICT, "", "Variants of the above."),
+    NO_EFFECT("model_quantization_config", KEY_STRING, "", "MXFP4 and FP8 bases are known by their tensors."),
+    NO_EFFECT("model_quantization_config_kwargs", KEY_DICT, "", "As model_quantization_config."),
     NOT_YET("quantize_moe_experts", KEY_BOOL, "false", "Quantise fused experts while loading."),
     ENUM(bf16, auto_or_bool, "auto",
          "bf16 products with fp32 sums: `auto` where the hardware has them, `true` always (emulated if need be), "

@@ -43,7 +43,8 @@ static void required(const struct resolver *r, const char *name, const char *wha
 static void check_adapter(const struct resolver *r) {
     struct run_config *c = r->c;
     required(r, "adapter", "lora or qlora; without an adapter all weights would be trained, which is not done here");
-    c->base_must_be_quantised = c->adapter == CONFIG_ADAPTER_QLORA && !c->load_in_4bit;
+    c->base_must_be_quantised = c->adapter == CONFIG_ADAPTER_QLORA && !c->load_in_4bit && !c->load_in_8bit;
+    if (c->load_in_4bit && c->load_in_8bit) exclusive(r, "load_in_4bit", "load_in_8bit");
     if (!c->lora_model_dir) {
         if (c->lora_r == CONFIG_UNSET) c->lora_r = 8; // PEFT's defaults
         if (c->lora_alpha == CONFIG_UNSET) c->lora_alpha = 8;

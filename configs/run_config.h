@@ -15,6 +15,7 @@ enum config_init {
     CONFIG_INIT_GAUSSIAN, // A normal with deviation 1/r, B zero
     CONFIG_INIT_RANDOM,   // false: both kaiming-uniform, so the adapter changes the model from the start
 };
+enum config_4bit { CONFIG_4BIT_NF4, CONFIG_4BIT_FP4 };
 enum config_precision {
     CONFIG_PRECISION_AUTO, // bf16 where the hardware has it
     CONFIG_PRECISION_BF16, // asked for: also where it is emulated
@@ -87,9 +88,12 @@ struct config_datasets {
 
 struct run_config {
     // --- base
-    const char *base_model;    // path, never NULL
-    const char *base_model_hf; // name to write into the adapter for a GGUF base; NULL = from the file
-    bool load_in_4bit;
+    const char *base_model;        // path or ORG/NAME, never NULL
+    const char *revision_of_model; // of ORG/NAME; NULL = main
+    const char *base_model_hf;     // name to write into the adapter for a GGUF base; NULL = from the file
+    bool load_in_4bit, load_in_8bit;
+    enum config_4bit bnb_4bit_quant_type;
+    bool bnb_4bit_use_double_quant;
     bool base_must_be_quantised; // `adapter: qlora` without load_in_4bit: an unquantised base is an error
 
     // --- adapter

@@ -300,6 +300,23 @@ int file_write(struct file_writer *w, const void *bytes, size_t length, struct e
     return 0;
 }
 
+int file_write_at(struct file_writer *w, uint64_t offset, const void *bytes, size_t length, struct error *err) {
+    const char *p = bytes;
+    if (!w->path) return error_set(err, STATUS_IO, "write to a file that is closed or failed before");
+    while (length > 0) {
+        ssize_t n;
+        SYSTEM(n, pwrite(w->fd, p, length < (1u << 30) ? length : 1u << 30, (off_t)offset));
+        if (n == 0) errno = ENOSPC;
+        if (n <= 0) {
+            failed(err, CHANGING, w->path, "write");
+            file_abandon(w);
+            return -1;
+        }
+        p += n, offset += (uint64_t)n, length -= (size_t)n;
+    }
+    return 0;
+}
+
 int file_close(struct file_writer *w, struct error *err) {
     if (!w->path) return error_set(err, STATUS_IO, "close of a file that is closed or failed before");
     int result;
@@ -409,6 +426,19 @@ static int make_folder(const char *path, struct error *err) {
     if ((code == EEXIST || code == EROFS || code == EACCES) && file_is_folder(path)) return 0;
     errno = code;
     return failed(err, CREATING, path, "create folder");
+}
+
+int file_identity(const char *path, struct text *out, struct error *err) {
+    struct stat info;
+    int result;
+    SYSTEM(result, stat(path, &info));
+    if (result < 0) return failed(err, READING, path, "look at");
+    char *real = realpath(path, NULL);
+    text_printf(out, "%s %llu %llu %lld %lld.%09ld\n", real ? real : path, (unsigned long long)info.st_dev,
+                (unsigned long long)info.st_ino, (long long)info.st_size, (long long)info.st_mtim.tv_sec,
+                info.st_mtim.tv_nsec);
+    free(real);
+    return text_failed(out) ? error_memory(err, "a file name", strlen(path)) : 0;
 }
 
 int file_make_folders(const char *path, struct error *err) {

@@ -30,6 +30,8 @@ struct file_writer {
 };
 int file_create(const char *path, struct file_writer *out, struct error *err);
 int file_write(struct file_writer *w, const void *bytes, size_t length, struct error *err);
+// Bytes at a place of their own; the caller covers the whole file. Does not move the end that file_write writes at.
+int file_write_at(struct file_writer *w, uint64_t offset, const void *bytes, size_t length, struct error *err);
 int file_close(struct file_writer *w, struct error *err); // fsync and close
 void file_abandon(struct file_writer *w);                 // close and remove; no-op after file_close
 
@@ -43,6 +45,9 @@ int file_truncate(const char *path, uint64_t size, struct error *err);
 bool file_exists(const char *path);
 bool file_is_folder(const char *path);
 int file_size(const char *path, uint64_t *size, struct error *err);
+// Appends what tells this file from others and from itself after a change: real path, device, inode, size, time of the
+// last change in nanoseconds. The path need not be UTF-8.
+int file_identity(const char *path, struct text *out, struct error *err);
 int file_make_folders(const char *path, struct error *err); // mkdir -p
 int file_rename(const char *from, const char *to, struct error *err);
 int file_sync_folder(const char *path, struct error *err);

@@ -201,7 +201,8 @@ static int describe(struct loader *l) {
     if (base_header_hash(l->base, m->header_sha256, l->err)) return -1;
     if (l->base->kind != BASE_GGUF) {
         const char *name = json_string(json_get(l->base->config.root, "_name_or_path"), NULL);
-        if (is_repository(name)) m->hf_repository = name;
+        bool found = strcmp(m->path, l->base->path) != 0 && is_repository(m->path); // by its name on the hub
+        if (found || is_repository(name)) m->hf_repository = found ? m->path : name;
         return 0;
     }
     const struct gguf *g = &l->base->parts[0];
@@ -224,7 +225,7 @@ static int load(struct loader *l, const char *path) {
     return take_all(l) || loader_take_vocab(l) || describe(l) ? -1 : 0;
 }
 
-int model_open(const char *path, struct model *out, struct error *err) {
+int model_open(const char *path, const char *given, struct model *out, struct error *err) {
     *out = (struct model){0};
     struct base *base = mem_zalloc(1, sizeof *base);
     if (!base) return error_memory(err, "the model", sizeof *base);
@@ -234,7 +235,7 @@ int model_open(const char *path, struct model *out, struct error *err) {
     }
     out->base = base;
     struct loader l = {.model = out, .base = base, .err = err};
-    int status = load(&l, path);
+    int status = load(&l, given ? given : path);
     mem_free(l.weights);
     if (status == 0) return 0;
     if (out->modules && !out->weights) mem_free(out->modules); // still growing

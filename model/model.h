@@ -90,9 +90,10 @@ struct model {
     const struct family *family;
 };
 
-// A base in any container base_open knows. Errors: 66 missing, 65 malformed or a family we do not know (with the list
+// A base in any container base_open knows. `given`: what the user called it, for messages and what is written; NULL =
+// the path. Errors: 66 missing, 65 malformed or a family we do not know (with the list
 // of those we do).
-int model_open(const char *path, struct model *out, struct error *err);
+int model_open(const char *path, const char *given, struct model *out, struct error *err);
 void model_close(struct model *model);             // zeroed struct is a no-op
 bool model_has_weights(const struct model *model); // false: a config.json alone
 

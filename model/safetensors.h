@@ -79,3 +79,12 @@ struct safetensors_out {
 };
 // Writes {"format":"pt"} and the tensors to an open file; the caller closes (or abandons) it and publishes it.
 int safetensors_write(struct file_writer *out, const struct safetensors_out *entries, size_t count, struct error *err);
+
+// A file whose data comes in any order, by file_write_at. safetensors_place gives each of `count` entries its place in
+// the file behind a header of *room bytes at most: the first `sorted` in the reference's order, the rest as they come
+// (the last ones may still change their size: only the header knows it). safetensors_write_header then fills the room.
+int safetensors_place(const struct safetensors_out *entries, size_t count, size_t sorted, uint64_t *offsets,
+                      size_t *room, struct error *err);
+int safetensors_write_header(struct file_writer *out, const struct safetensors_out *entries, size_t count,
+                             const uint64_t *offsets, size_t room, struct error *err);
+uint64_t safetensors_bytes(const struct safetensors_out *entry); // of its data

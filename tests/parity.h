@@ -184,7 +184,7 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     snprintf(path, sizeof path, "%s/expected.safetensors", folder);
     if (safetensors_open(path, &r->expected, err)) return -1;
     snprintf(path, sizeof path, "%s%s%s", folder, s->base ? "/" : "", s->base ? s->base : "");
-    if (model_open(path, &r->model, err)) return -1;
+    if (model_open(path, NULL, &r->model, err)) return -1;
     snprintf(path, sizeof path, "%s/adapter", folder);
     if (adapter_read(path, &r->model, &r->adapter, err) || parity_batch(r, err)) return -1;
     const char *positions = safetensors_metadata(&r->expected, "positions", &length);

@@ -83,7 +83,7 @@ static int attach(struct world *w, const struct setup *s, struct error *err) {
 
 static int open_world(struct world *w, const struct setup *s, struct error *err) {
     struct session_options so = {
-        .base = in_folder("tiny.gguf"), .dtype = s->dtype, .threads = s->threads, .late = s->late};
+        .base.name = in_folder("tiny.gguf"), .dtype = s->dtype, .threads = s->threads, .late = s->late};
     static const char *const assistant[] = {"assistant"};
     struct dataset_options data = {.path = in_folder("rows.jsonl"),
                                    .kind = DATASET_CHAT,

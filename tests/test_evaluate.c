@@ -22,7 +22,7 @@ static int open_world(struct world *w, bool packing, struct error *err) {
     snprintf(w->rows, sizeof w->rows, "%s/rows.jsonl", test_folder());
     if (!file_exists(w->base) && (tiny_write(w->base, &tiny_default, err) || tiny_rows(w->rows, ROWS, 3, err)))
         return -1;
-    struct session_options so = {.base = w->base, .dtype = DTYPE_F32, .threads = 1};
+    struct session_options so = {.base.name = w->base, .dtype = DTYPE_F32, .threads = 1};
     if (session_open(&so, &w->session, err)) return -1;
     struct dataset_options data = {.path = w->rows,
                                    .kind = DATASET_CHAT,

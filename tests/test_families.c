@@ -75,7 +75,7 @@ TEST(queued_and_recomputed) {
 static void brain(const char *family) {
     struct model model;
     struct error err = {0};
-    if (model_open(path_of(family, NULL), &model, &err)) return; // said by the other cases
+    if (model_open(path_of(family, NULL), NULL, &model, &err)) return; // said by the other cases
     bool experts = model.arch.moe.experts > 0 || model.arch.layer[0].clip_qkv > 0;
     model_close(&model);
     double bound = experts ? 10 : TOLERANCE_BF16;
@@ -92,7 +92,7 @@ static void rewrite(const char *family) {
     struct safetensors theirs, ours;
     struct error err = {0};
     char path[500];
-    if (model_open(path_of(family, NULL), &model, &err)) {
+    if (model_open(path_of(family, NULL), NULL, &model, &err)) {
         CHECK_MSG(false, "%s: %s", family, err.text);
         return;
     }
@@ -140,7 +140,7 @@ TEST(unknown_families_are_refused_with_the_list) {
     struct error err = {0};
     snprintf(path, sizeof path, "%s/config.json", test_folder());
     CHECK(file_replace(path, text, strlen(text), &err) == 0);
-    CHECK(model_open(path, &model, &err) != 0 && err.code == STATUS_DATA);
+    CHECK(model_open(path, NULL, &model, &err) != 0 && err.code == STATUS_DATA);
     CHECK_MSG(strstr(err.text, "gpt_neox") && strstr(err.text, "qwen3_moe") && strstr(err.text, "deepseek_v3"), "%s",
               err.text);
 }

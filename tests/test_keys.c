@@ -119,6 +119,11 @@ static const char *const working[] = {
     "weight_decay",
     // the next fifty
     "load_in_4bit",
+    "load_in_8bit",
+    "bnb_config_kwargs",
+    "bnb_config_kwargs.bnb_4bit_quant_type",
+    "bnb_config_kwargs.bnb_4bit_use_double_quant",
+    "revision_of_model",
     "lora_model_dir",
     "lora_target_modules",
     "lora_target_linear",
@@ -190,6 +195,7 @@ static const char *const working[] = {
     "base_model_hf",
 };
 static const char *const without_effect[] = {
+    "gptq",
     "attn_implementation",
     "tf32",
     "wandb_project",
@@ -213,14 +219,12 @@ static const char *const without_effect[] = {
     "mlflow_run_name",
 };
 static const char *const later[] = {
-    "load_in_8bit",
     "lora_modules_to_save",
     "lora_rank_pattern",
     "lora_alpha_pattern",
     "peft_use_dora",
     "peft_trainable_token_indices",
-    "bnb_config_kwargs",
-    "gptq",
+    "quantize_moe_experts",
     "tokenizer_config",
     "model_config",
     "special_tokens.eos_token",

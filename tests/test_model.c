@@ -43,7 +43,7 @@ static int altered(enum kind kind, const char *name, double value, struct error 
           file_close(&out, err) == 0);
     gguf_writer_free(&w);
     gguf_close(&g);
-    int result = model_open(in_folder("altered.gguf"), &model, err);
+    int result = model_open(in_folder("altered.gguf"), NULL, &model, err);
     if (result == 0) model_close(&model);
     return result;
 }

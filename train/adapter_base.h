@@ -3,9 +3,10 @@
 
 #include "kernels/base.h"
 #include "kernels/tensor.h"
+#include "train/base_source.h"
 
 struct adapter_base {
-    const char *path;
+    struct base_source source; // name NULL: unknown
     const char *header_sha256; // hexadecimal, as the trainer saw it; NULL when run.json does not tell
     enum dtype dtype;          // the arithmetic of the run, fp32 when run.json does not tell
 };

@@ -90,11 +90,12 @@ static int open_all(struct chat *c, const struct option *options, struct error *
     for (int i = 0; i < adapters->n_values; i++) {
         if (add_name(c, adapters->values[i], err)) return -1;
     }
-    struct adapter_base base = {.path = option_value(options, "--base")};
-    if (!base.path && c->n_adapters == 0)
+    struct adapter_base base = {.source.name = option_value(options, "--base")};
+    if (!base.source.name && c->n_adapters == 0)
         return error_set(err, STATUS_USAGE, "which base? graft chat --base MODEL.gguf [--adapter A ...]");
-    if (!base.path && adapter_base_find(c->paths[0], NULL, "give --base MODEL.gguf", &c->pool, &base, err)) return -1;
-    so.base = base.path;
+    if (!base.source.name && adapter_base_find(c->paths[0], NULL, "give --base MODEL.gguf", &c->pool, &base, err))
+        return -1;
+    so.base = base.source;
     if (session_open(&so, &c->session, err)) return -1;
     c->template = session_chat(&c->session, NULL, err);
     if (!c->template) return -1;

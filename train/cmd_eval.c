@@ -48,7 +48,7 @@ static int read_rows(struct evaluation *e, const struct run_config *c, const cha
 static int open_all(struct evaluation *e, const struct run_config *c, const char *adapter, const char *data,
                     struct error *err) {
     struct text notice = {0};
-    struct session_options options = {.base = c->base_model,
+    struct session_options options = {.base = base_source_of(c),
                                       .dtype = session_dtype(c->precision, &notice),
                                       .threads = (int)c->threads,
                                       .late = session_wants_late()};

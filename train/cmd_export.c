@@ -53,8 +53,8 @@ int command_export(int argc, char **argv, struct error *err) {
     int failed =
         !out ? error_memory(err, "a path", strlen(argv[0]))
              : adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf", &pool, &base, err);
-    failed = failed || model_open(base.path, &model, err) || adapter_read(argv[0], &model, &adapter, err) ||
-             export_to(to, type ? type : "f16", &adapter, out, err);
+    failed = failed || base_source_open(&base.source, cpu_count_available(), &model, err) ||
+             adapter_read(argv[0], &model, &adapter, err) || export_to(to, type ? type : "f16", &adapter, out, err);
     if (!failed) printf("%s\n", out);
     adapter_free(&adapter);
     model_close(&model);
@@ -151,14 +151,14 @@ static int check_base(const struct adapter_base *base, const char *adapter, stru
     struct model model;
     char hex[2 * SHA256_BYTES + 1];
     if (!base->header_sha256) return 0;
-    if (model_open(base->path, &model, err)) return -1;
+    if (base_source_open(&base->source, cpu_count_available(), &model, err)) return -1;
     sha256_hex(model.header_sha256, hex);
     model_close(&model);
     if (strcmp(hex, base->header_sha256) == 0) return 0;
     return error_set(err, STATUS_INTEGRITY,
                      "%s: not the base that %s was trained on: SHA-256 of its header is %.16s..., run.json says "
                      "%.16s...; the adapter's files were not compared; give the right base with --base",
-                     base->path, adapter, hex, base->header_sha256);
+                     base->source.name, adapter, hex, base->header_sha256);
 }
 
 static int check_ids(const struct probe *p, int vocab, struct error *err) {
@@ -178,7 +178,7 @@ static int verify_file(const char *path, const char *form, const struct adapter_
                        struct difference *out, struct error *err) {
     struct session s = {0};
     struct adapter adapter = {0};
-    struct session_options options = {.base = base->path, .dtype = base->dtype, .late = session_wants_late()};
+    struct session_options options = {.base = base->source, .dtype = base->dtype, .late = session_wants_late()};
     int failed = session_open(&options, &s, err) || check_ids(p, s.model.arch.vocab, err) ||
                  adapter_read(path, &s.model, &adapter, err) || compare(&s, p, form, &adapter, out, err);
     adapter_free(&adapter);

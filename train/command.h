@@ -19,6 +19,7 @@ int command_inspect(int argc, char **argv, struct error *err);
 int command_eval(int argc, char **argv, struct error *err);
 int command_chat(int argc, char **argv, struct error *err);
 int command_export(int argc, char **argv, struct error *err);
+int command_quantize(int argc, char **argv, struct error *err);
 int command_verify(int argc, char **argv, struct error *err);
 int command_help(int argc, char **argv, struct error *err);
 int command_doctor(int argc, char **argv, struct error *err);

@@ -91,7 +91,14 @@ static void put_base(const struct trainer *t, struct json_writer *w) {
     const struct model *m = &t->session.model;
     json_put_key(w, "base");
     json_begin_object(w);
+    const struct base_source *source = &t->session.options.base;
     put_text(w, "path", m->path);
+    if (source->revision) put_text(w, "revision", source->revision);
+    if (source->packing.format != 0 && strcmp(m->path, m->base->path) != 0) { // made while loading
+        char name[40];
+        base_packing_name(&source->packing, name);
+        put_text(w, "quantised_to", name);
+    }
     put_text(w, "name", m->name);
     put_text(w, "repository", t->config->base_model_hf ? t->config->base_model_hf : m->hf_repository);
     put_text(w, "file_type", m->file_type);

@@ -46,7 +46,14 @@ const struct command command_table[] = {
      "  --base B      the GGUF it was trained on\n"
      "  --json        one JSON object\n"},
     {"publish", "ADAPTER", "hot-load into a running server", NULL, ""},
-    {"quantize", "BASE", "convert a base", NULL, ""},
+    {"quantize", "BASE OUT", "a base in safetensors becomes a smaller one, as bitsandbytes packs it", command_quantize,
+     "  --type T            nf4 (default), fp4 or int8\n"
+     "  --blocksize N       numbers that share a scale, 64 if not given\n"
+     "  --no-double-quant   scales stay floats: 4.5 bits a weight in place of 4.13\n"
+     "  --revision R        of a base named as on its hub\n"
+     "OUT is a new folder that transformers, PEFT and this program load. Embeddings, norms, routers and the head stay "
+     "as "
+     "they are.\n"},
     {"tokenize", "TOKENIZER", "text to token ids", NULL, ""},
     {"render", "TOKENIZER ROWS.jsonl", "messages to text", NULL, ""},
     {"fetch", "ORG/NAME", "download a base", NULL, ""},

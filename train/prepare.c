@@ -14,23 +14,18 @@ enum { PROBE_ROWS = 32 };
 static int check_base(const struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     const struct model *m = &t->session.model;
-    bool packed = false;
-    for (int i = 0; i < m->n_modules; i++)
-        packed |= m->modules[i].layer >= 0 && m->modules[i].parts[0].w->format->bits < 16;
-    if (!packed && c->load_in_4bit) {
+    bool packed = !base_is_plain(m);
+    if (!packed && c->base_must_be_quantised) {
         return error_set(
             err, STATUS_CONFIG,
-            "load_in_4bit: %s holds %s weights, and quantising a base while loading is not in this version; "
-            "give a GGUF that is quantised already, or train with adapter: lora and load_in_4bit: false",
+            "adapter: qlora needs a quantised base, and %s holds %s weights; set load_in_4bit: true, or adapter: lora",
             m->path, m->file_type);
     }
-    if (!packed && c->base_must_be_quantised) {
-        return error_set(err, STATUS_CONFIG,
-                         "adapter: qlora needs a quantised base, and %s holds %s weights; set adapter: lora", m->path,
-                         m->file_type);
+    bool own = strcmp(m->path, m->base->path) != 0; // from our cache or the hub's
+    if (packed && !own && (c->load_in_4bit || c->load_in_8bit)) {
+        fprintf(stderr, "%s: the base is quantised already (%s) and stays as it is\n",
+                c->load_in_4bit ? "load_in_4bit" : "load_in_8bit", m->file_type);
     }
-    if (packed && c->load_in_4bit)
-        fprintf(stderr, "load_in_4bit: the base is quantised already (%s) and stays as it is\n", m->file_type);
     int64_t longest = c->sequence_len > c->eval_sequence_len ? c->sequence_len : c->eval_sequence_len;
     if (longest > m->arch.context) {
         fprintf(stderr, "sequence_len %lld: the base was made for %d positions; what lies beyond is new to it\n",
@@ -42,7 +37,7 @@ static int check_base(const struct trainer *t, struct error *err) {
 static int open_base(struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     struct text notice = {0};
-    struct session_options options = {.base = c->base_model,
+    struct session_options options = {.base = base_source_of(c),
                                       .dtype = session_dtype(c->precision, &notice),
                                       .threads = (int)c->threads,
                                       .late = session_wants_late()};

@@ -28,7 +28,7 @@ bool session_wants_late(void) {
 int session_open(const struct session_options *options, struct session *out, struct error *err) {
     *out = (struct session){.options = *options};
     out->threads = options->threads > 0 ? options->threads : cpu_count_available();
-    if (model_open(options->base, &out->model, err)) return -1;
+    if (base_source_open(&options->base, out->threads, &out->model, err)) return -1;
     const struct vocab_source *vocab = &out->model.vocab;
     out->tokenizer = tokenizer_open(vocab, err);
     if (out->tokenizer) return 0;

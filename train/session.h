@@ -6,11 +6,12 @@
 #include "data/batch.h"
 #include "kernels/machine.h"
 #include "model/generate.h"
+#include "train/base_source.h"
 
 enum { SESSION_MAX_CHATS = 4 }; // tokenizer_default and the named ones of chat_template_open
 
 struct session_options {
-    const char *base; // path
+    struct base_source base;
     enum dtype dtype; // of activations
     int threads;      // 0 = all
     bool late;        // tests: the queued backend (GRAFT_BACKEND=late)
@@ -37,7 +38,7 @@ struct session {
 enum dtype session_dtype(enum config_precision precision, struct text *notice);
 // GRAFT_BACKEND=late, for tests.
 bool session_wants_late(void);
-// Reads the base (headers only) and its vocabulary.
+// Finds the base, quantises it where asked, reads its headers and its vocabulary.
 int session_open(const struct session_options *options, struct session *out, struct error *err);
 // Begins recording with these limits: decoder and generator exist on a device that computes nothing.
 int session_record(struct session *session, const struct decoder_limits *limits, struct error *err);

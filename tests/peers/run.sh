@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(quants tables tokens templates peft_oracle hot_swap quickstart)
+test ${#suites[@]} -gt 0 || suites=(quants tables quantized tokens templates peft_oracle hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
@@ -51,6 +51,7 @@ for suite in "${suites[@]}"; do
     quants) arguments=(--dump "$dumps/quants_dump") ;;
     tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000) ;;
     templates) arguments=(--dump "$dumps/templates_dump" --count 3000) ;;
+    quantized) arguments=(--graft "${BUILD:-build}/graft") ;;
     tables) arguments=(--dump "$dumps/tables_dump") ;;
     esac
     "$GRAFT_VENV/bin/python" "tests/peers/$suite.py" "${arguments[@]}" 2>&1 | tee "$log"
