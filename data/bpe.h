@@ -1,7 +1,9 @@
-// Byte-level BPE on raw bytes: the vocabulary's strings are translated out of GPT-2's visible spelling once, so
-// encoding never builds the mapped text.
+// Byte-pair encoding: the tables of a vocabulary, and one word -> token ids. Words are strings of bytes (byte-level
+// BPE: the vocabulary's strings are translated out of GPT-2's visible spelling once, so encoding never builds the
+// mapped text) or of characters (SentencePiece's kind). Private to data/.
 #pragma once
 
+#include "data/recipe.h"
 #include "data/tokenizer.h"
 
 struct bpe;
@@ -19,16 +21,16 @@ struct bpe_scratch;
 struct bpe_scratch *bpe_scratch_open(bool cache); // NULL when out of memory
 void bpe_scratch_close(struct bpe_scratch *scratch);
 
-// Refuses merges that name missing tokens and tokens that occur twice. With `ignore_merges` a word that is a token by
-// itself is that token, whatever the merges say.
-struct bpe *bpe_open(const struct vocab_source *source, bool ignore_merges, struct error *err);
+// Refuses merges that name missing tokens and tokens that occur twice. `recipe` must outlive it.
+struct bpe *bpe_open(const struct recipe *recipe, struct error *err);
 void bpe_close(struct bpe *bpe); // NULL is a no-op
-// Appends the ids of one word that stands at `at` of the encoded text. A byte that the vocabulary lacks gives no token
-// (its neighbours become adjacent), as in Hugging Face tokenizers. Refuses a word above BPE_LONGEST_WORD bytes.
+// Appends the ids of one word; its first byte is byte `at` of the spans. A byte or character that is no token becomes
+// what the recipe says: its bytes' tokens, the unknown token, or nothing (its neighbours become adjacent), as in
+// Hugging Face tokenizers. Refuses a word above BPE_LONGEST_WORD bytes.
 enum { BPE_LONGEST_WORD = 4 << 20 };
 int bpe_word(const struct bpe *bpe, struct bpe_scratch *scratch, const char *word, size_t length, uint32_t at,
              struct encoding *out, struct error *err);
-// The bytes a token stands for; borrowed.
+// The bytes a token stands for; borrowed. Empty for an id that is no token.
 struct vocab_string bpe_bytes(const struct bpe *bpe, int32_t id);
 // The id of a token by its spelling in the vocabulary, -1 when there is none.
 int32_t bpe_find(const struct bpe *bpe, const char *spelling, size_t length);

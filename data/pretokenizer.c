@@ -1,255 +1,207 @@
-// See pretokenizer.h. The expressions are those of the models' own tokenizer files; \s is spelled out because PCRE2
-// counts U+180E as a space and the reference does not.
-#define PCRE2_CODE_UNIT_WIDTH 8
+// See pretokenizer.h. Each step makes a new list of words from the one before.
 #include "data/pretokenizer.h"
 
-#include <pcre2.h>
 #include <string.h>
 
-enum {
-    MAX_SPLITS = 5,
-    MATCH_LIMIT = 20 * 1000 * 1000, // steps of one match: bounds the time that a crafted text can cost
-    HEAP_LIMIT_KB = 64 * 1024,
-    JIT_STACK_SMALL = 32 * 1024,
-    JIT_STACK_LARGE = 1024 * 1024,
-};
-
-#define SPACE                                                                                                          \
-    "\\x{09}-\\x{0D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-#define LETTER       "\\p{L}"
-#define NUMBER       "\\p{N}"
-#define CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#define BLANKS       "[" SPACE "]*[\\r\\n]+|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
-#define UPPER        "\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}"
-#define LOWER        "\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}"
-
-#define R_GPT2                                                                                                         \
-    "'s|'t|'re|'ve|'m|'ll|'d| ?" LETTER "+| ?" NUMBER "+| ?[^" SPACE LETTER NUMBER "]+|[" SPACE "]+(?![^" SPACE        \
-    "])|[" SPACE "]+"
-#define R_LLAMA3_WITH(digits)                                                                                          \
-    CONTRACTIONS "|[^\\r\\n" LETTER NUMBER "]?" LETTER "+|" digits "| ?[^" SPACE LETTER NUMBER "]+[\\r\\n]*|" BLANKS
-#define R_LLAMA3 R_LLAMA3_WITH(NUMBER "{1,3}")
-#define R_QWEN2  R_LLAMA3_WITH(NUMBER)
-#define R_QWEN35                                                                                                       \
-    CONTRACTIONS "|[^\\r\\n" LETTER NUMBER "]?[" LETTER "\\p{M}]+|" NUMBER "| ?[^" SPACE LETTER "\\p{M}" NUMBER        \
-                 "]+[\\r\\n]*|" BLANKS
-#define R_CASED(suffix, digits)                                                                                        \
-    "[^\\r\\n" LETTER NUMBER "]?[" UPPER "]*[" LOWER "]+" suffix "|[^\\r\\n" LETTER NUMBER "]?[" UPPER "]+[" LOWER     \
-    "]*" suffix "|" digits "| ?[^" SPACE LETTER NUMBER "]+[\\r\\n/]*|" BLANKS
-#define R_O200K  R_CASED(CONTRACTIONS "?", NUMBER "{1,3}")
-#define R_TEKKEN R_CASED("", NUMBER)
-#define R_DS3A   NUMBER "{1,3}"
-#define R_DS3B   "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+"
-#define R_DS3C                                                                                                         \
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n" LETTER "\\p{P}\\p{S}]?[" LETTER "\\p{M}]+"        \
-    "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" BLANKS
-#define R_CJK "[\\x{4E00}-\\x{9FA5}\\x{0800}-\\x{4E00}\\x{AC00}-\\x{D7FF}]+"
-
-struct rule {
-    const char *names; // space separated
-    bool ignore_merges;
-    enum normal_form form;
-    const char *splits[MAX_SPLITS]; // each works on the pieces of the one before
-};
-
-static const struct rule rules[] = {
-    {"smollm starcoder refact codeshell", false, NORMAL_NONE, {NUMBER, R_GPT2}},
-    {"exaone minerva-7b mellum2", false, NORMAL_UNKNOWN, {NUMBER, R_GPT2}},
-    {"command-r", false, NORMAL_NFC, {NUMBER, R_GPT2}},
-    {"gpt-2 phi-2", false, NORMAL_NONE, {R_GPT2}},
-    {"olmo mpt", false, NORMAL_NFC, {R_GPT2}},
-    {"jais exaone4 trillion granite-docling gigachat mellum modern-bert", false, NORMAL_UNKNOWN, {R_GPT2}},
-    {"llama-bpe llama3 llama-v3", true, NORMAL_NONE, {R_LLAMA3}},
-    {"falcon3 pixtral lfm2", true, NORMAL_UNKNOWN, {R_LLAMA3}},
-    {"dbrx smaug-bpe", false, NORMAL_NONE, {R_LLAMA3}},
-    {"chatglm-bpe", false, NORMAL_UNKNOWN, {R_LLAMA3}},
-    {"glm4 glm5", true, NORMAL_UNKNOWN, {R_LLAMA3}},
-    {"qwen2", false, NORMAL_NFC, {R_QWEN2}},
-    {"deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2", false, NORMAL_UNKNOWN, {R_QWEN2}},
-    {"qwen35", false, NORMAL_NFC, {R_QWEN35}},
-    {"tekken", true, NORMAL_NONE, {R_TEKKEN}},
-    {"gpt-4o llama4", false, NORMAL_NONE, {R_O200K}},
-    {"kanana2 talkie minimax-m2", false, NORMAL_UNKNOWN, {R_O200K}},
-    {"falcon", false, NORMAL_UNKNOWN, {"[\\p{P}\\$\\+<=>\\^~\\|`]+", R_GPT2, "[0-9][0-9][0-9]"}},
-    {"minicpm5", true, NORMAL_UNKNOWN, {NUMBER "{1,3}", R_LLAMA3_WITH(NUMBER "+")}},
-    {"deepseek-v3", false, NORMAL_NONE, {R_DS3A, R_DS3B, R_DS3C}},
-    {"hunyuan-dense joyai-llm hy_v4", false, NORMAL_UNKNOWN, {R_DS3A, R_DS3B, R_DS3C}},
-    {"deepseek-coder",
-     false,
-     NORMAL_UNKNOWN,
-     {"[\\r\\n]", "[" SPACE "]?" LETTER "+", "[" SPACE "]?\\p{P}+", R_CJK, NUMBER}},
-};
-
 struct pretokenizer {
-    const struct rule *rule;
-    pcre2_code *splits[MAX_SPLITS];
-    bool jit[MAX_SPLITS];
-    int n_splits;
+    const struct recipe *recipe;
+    struct regex *regexes[RECIPE_STEPS]; // of CUT_REGEX
 };
 
-struct pretokenizer_scratch {
-    pcre2_match_data *data[MAX_SPLITS]; // one per level: levels are nested
-    pcre2_match_context *context;
-    pcre2_jit_stack *stack; // NULL: the machine's
-};
-
-// PCRE2's memory is ours too, so that the tests can fail it.
-static void *allocate(PCRE2_SIZE bytes, void *unused) {
-    (void)unused;
-    return mem_alloc(bytes);
-}
-static void release(void *block, void *unused) {
-    (void)unused;
-    mem_free(block);
-}
-
-static bool name_in(const char *names, const char *name) {
-    size_t length = strlen(name);
-    for (const char *at = names; length > 0 && (at = strstr(at, name)); at += length)
-        if ((at == names || at[-1] == ' ') && (at[length] == ' ' || at[length] == 0)) return true;
-    return false;
-}
-
-static int compile(struct pretokenizer *p, const char *pattern, pcre2_compile_context *context, struct error *err) {
-    int code;
-    PCRE2_SIZE at;
-    pcre2_code *split = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
-                                      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &code, &at, context);
-    if (!split) {
-        if (code == PCRE2_ERROR_HEAP_FAILED) return error_memory(err, "the pre-tokenizer", strlen(pattern));
-        return error_set(err, STATUS_INTERNAL, "pre-tokenizer expression: PCRE2 error %d at %zu", code, at);
-    }
-    p->splits[p->n_splits] = split;
-    p->jit[p->n_splits++] = pcre2_jit_compile(split, PCRE2_JIT_COMPLETE) == 0; // the interpreter gives the same answer
-    return 0;
-}
-
-static int compile_all(struct pretokenizer *p, struct error *err) {
-    pcre2_general_context *general = pcre2_general_context_create(allocate, release, NULL);
-    pcre2_compile_context *context = general ? pcre2_compile_context_create(general) : NULL;
-    int status = context ? 0 : error_memory(err, "the pre-tokenizer", sizeof *p);
-    if (context) pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-    for (int i = 0; i < MAX_SPLITS && p->rule->splits[i] && status == 0; i++)
-        status = compile(p, p->rule->splits[i], context, err);
-    pcre2_compile_context_free(context);
-    pcre2_general_context_free(general);
-    return status;
-}
-
-struct pretokenizer *pretokenizer_open(const char *pre, const char *file, struct error *err) {
-    const struct rule *rule = NULL;
-    for (size_t i = 0; i < COUNT_OF(rules) && pre && !strchr(pre, ' '); i++)
-        if (name_in(rules[i].names, pre)) rule = &rules[i];
-    if (!rule) {
-        error_set(err, STATUS_DATA, "%s: the pre-tokenizer \"%.64s\" is not known in this version", file,
-                  pre ? pre : "(missing tokenizer.ggml.pre)");
-        return NULL;
-    }
+struct pretokenizer *pretokenizer_open(const struct recipe *recipe, struct error *err) {
     struct pretokenizer *p = mem_zalloc(1, sizeof *p);
     if (!p) {
-        error_memory(err, "the pre-tokenizer", sizeof *p);
+        error_memory(err, "the tokenizer", sizeof *p);
         return NULL;
     }
-    p->rule = rule;
-    if (compile_all(p, err) == 0) return p;
-    pretokenizer_close(p);
-    return NULL;
+    p->recipe = recipe;
+    for (int i = 0; i < recipe->n_cuts; i++) {
+        const struct cut_step *s = &recipe->cuts[i];
+        if (s->kind != CUT_REGEX) continue;
+        p->regexes[i] = regex_open(s->pattern.bytes, s->pattern.length, recipe->file, err);
+        if (p->regexes[i]) continue;
+        pretokenizer_close(p);
+        return NULL;
+    }
+    return p;
 }
 
 void pretokenizer_close(struct pretokenizer *p) {
     if (!p) return;
-    for (int i = 0; i < p->n_splits; i++) pcre2_code_free(p->splits[i]);
+    for (int i = 0; i < RECIPE_STEPS; i++) regex_close(p->regexes[i]);
     mem_free(p);
 }
 
-bool pretokenizer_ignores_merges(const struct pretokenizer *p) {
-    return p->rule->ignore_merges;
-}
-enum normal_form pretokenizer_normal_form(const struct pretokenizer *p) {
-    return p->rule->form;
+int pretokenizer_scratch_open(struct pretokenizer_scratch *scratch) {
+    *scratch = (struct pretokenizer_scratch){.regex = regex_scratch_open()};
+    return scratch->regex ? 0 : -1;
 }
 
-struct pretokenizer_scratch *pretokenizer_scratch_open(const struct pretokenizer *p) {
-    struct pretokenizer_scratch *s = mem_zalloc(1, sizeof *s);
-    pcre2_general_context *general = pcre2_general_context_create(allocate, release, NULL);
-    bool failed = !s || !general;
-    if (!failed) {
-        s->context = pcre2_match_context_create(general);
-        for (int i = 0; i < p->n_splits; i++) {
-            s->data[i] = pcre2_match_data_create(1, general);
-            failed |= !s->data[i];
-        }
-        s->stack = pcre2_jit_stack_create(JIT_STACK_SMALL, JIT_STACK_LARGE, general);
-        failed |= !s->context;
+void pretokenizer_scratch_close(struct pretokenizer_scratch *scratch) {
+    mem_free(scratch->words.items);
+    mem_free(scratch->next.items);
+    mem_free(scratch->parts);
+    regex_scratch_close(scratch->regex);
+    *scratch = (struct pretokenizer_scratch){0};
+}
+
+static int push(struct words *words, size_t begin, size_t end, struct error *err) {
+    if (begin == end) return 0;
+    if (words->count == words->capacity) {
+        size_t capacity = words->capacity ? 2 * words->capacity : 256;
+        struct word *items = mem_resize(words->items, capacity * sizeof *items);
+        if (!items) return error_memory(err, "words", capacity * sizeof *items);
+        words->items = items;
+        words->capacity = capacity;
     }
-    if (failed) {
-        pretokenizer_scratch_close(s);
-        s = NULL;
-    } else {
-        pcre2_set_match_limit(s->context, MATCH_LIMIT);
-        pcre2_set_depth_limit(s->context, MATCH_LIMIT);
-        pcre2_set_heap_limit(s->context, HEAP_LIMIT_KB);
-        if (s->stack) pcre2_jit_stack_assign(s->context, NULL, s->stack);
-    }
-    pcre2_general_context_free(general);
-    return s;
+    words->items[words->count++] = (struct word){(uint32_t)begin, (uint32_t)end};
+    return 0;
 }
 
-void pretokenizer_scratch_close(struct pretokenizer_scratch *s) {
-    if (!s) return;
-    for (size_t i = 0; i < COUNT_OF(s->data); i++) pcre2_match_data_free(s->data[i]);
-    pcre2_match_context_free(s->context);
-    pcre2_jit_stack_free(s->stack);
-    mem_free(s);
-}
+// --- cutting at a regular expression
 
-struct walk {
-    const struct pretokenizer *p;
-    struct pretokenizer_scratch *scratch;
-    const char *text;
-    word_function *word;
-    void *context;
-    struct error *err;
+struct part {
+    uint32_t begin, end;
+    bool match;
 };
 
-static int find(const struct walk *w, int level, const char *piece, size_t length, size_t at) {
-    const pcre2_code *code = w->p->splits[level];
-    pcre2_match_data *data = w->scratch->data[level];
-    PCRE2_SPTR subject = (PCRE2_SPTR)piece;
-    int rc = PCRE2_ERROR_JIT_STACKLIMIT;
-    if (w->p->jit[level]) rc = pcre2_jit_match(code, subject, length, at, 0, data, w->scratch->context);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(code, subject, length, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, w->scratch->context);
-    return rc;
-}
-
-// Cuts one piece at the matches of a level; matches and the gaps between them go on to the next level.
-static int split(const struct walk *w, int level, size_t begin, size_t end) {
-    if (begin == end) return 0;
-    if (level == w->p->n_splits) return w->word(w->context, begin, end) ? -1 : 0;
-    const char *piece = w->text + begin;
-    size_t length = end - begin, at = 0;
-    while (at < length) {
-        int rc = find(w, level, piece, length, at);
-        if (rc == PCRE2_ERROR_NOMATCH) break;
-        if (rc == PCRE2_ERROR_NOMEMORY || rc == PCRE2_ERROR_HEAPLIMIT)
-            return error_memory(w->err, "the pre-tokenizer", HEAP_LIMIT_KB * 1024);
-        if (rc < 0)
-            return error_set(w->err, STATUS_DATA, "byte %zu: the pre-tokenizer gave up on this text (PCRE2 error %d)",
-                             begin + at, rc);
-        const PCRE2_SIZE *match = pcre2_get_ovector_pointer(w->scratch->data[level]);
-        size_t from = match[0], to = match[1];
-        if (from < at || to <= from || to > length)
-            return error_set(w->err, STATUS_INTERNAL, "pre-tokenizer: a match of [%zu, %zu)", from, to);
-        if (split(w, level + 1, begin + at, begin + from) < 0 || split(w, level + 1, begin + from, begin + to) < 0)
-            return -1;
-        at = to;
+static int add_part(struct pretokenizer_scratch *s, size_t *n, size_t begin, size_t end, bool match,
+                    struct error *err) {
+    if (*n == s->parts_capacity) {
+        size_t capacity = *n ? 2 * *n : 256;
+        struct part *parts = mem_resize(s->parts, capacity * sizeof *parts);
+        if (!parts) return error_memory(err, "words", capacity * sizeof *parts);
+        s->parts = parts;
+        s->parts_capacity = capacity;
     }
-    return split(w, level + 1, begin + at, end);
+    s->parts[(*n)++] = (struct part){(uint32_t)begin, (uint32_t)end, match};
+    return 0;
 }
 
-int pretokenizer_split(const struct pretokenizer *p, struct pretokenizer_scratch *scratch, const char *text,
-                       size_t length, word_function *word, void *context, struct error *err) {
-    struct walk w = {p, scratch, text, word, context, err};
-    return split(&w, 0, 0, length);
+// The matches of a piece and the gaps between them, from left to right; a match may be empty.
+static int find_parts(const struct cut_step *step, const struct regex *regex, struct pretokenizer_scratch *s,
+                      const char *text, struct word piece, size_t *n, struct error *err) {
+    struct regex_walk walk = {0};
+    size_t length = piece.end - piece.begin, from = 0, begin, end;
+    int found;
+    *n = 0;
+    while ((found = regex_next(regex, s->regex, text + piece.begin, length, &walk, &begin, &end, err)) > 0) {
+        if (from < begin && add_part(s, n, piece.begin + from, piece.begin + begin, step->invert, err) < 0) return -1;
+        if (add_part(s, n, piece.begin + begin, piece.begin + end, !step->invert, err) < 0) return -1;
+        from = end;
+    }
+    if (found < 0) return -1;
+    return from < length ? add_part(s, n, piece.begin + from, piece.end, step->invert, err) : 0;
+}
+
+// Joins neighbours, as the reference does it. Returns how many parts there are then; *first is where they begin.
+static size_t join_parts(enum cut_behaviour behaviour, struct part *parts, size_t n, size_t *first) {
+    bool previous = false;
+    size_t k = 0;
+    *first = 0;
+    if (behaviour == CUT_MERGED_WITH_NEXT) { // from the right
+        k = n;
+        for (size_t i = n; i-- > 0;) {
+            bool match = parts[i].match;
+            if (match && !previous && k < n)
+                parts[k].begin = parts[i].begin;
+            else
+                parts[--k] = parts[i];
+            previous = match;
+        }
+        *first = k;
+        return n - k;
+    }
+    for (size_t i = 0; i < n; i++) {
+        bool match = parts[i].match;
+        bool join = behaviour == CUT_CONTIGUOUS ? match == previous : match && !previous;
+        if (join && k > 0)
+            parts[k - 1].end = parts[i].end;
+        else
+            parts[k++] = parts[i];
+        previous = match;
+    }
+    return k;
+}
+
+static int cut_regex(const struct cut_step *step, const struct regex *regex, struct pretokenizer_scratch *s,
+                     const struct mapped_text *t, struct error *err) {
+    for (size_t i = 0; i < s->words.count; i++) {
+        size_t n, first = 0;
+        if (find_parts(step, regex, s, t->bytes, s->words.items[i], &n, err) < 0) return -1;
+        if (step->behaviour != CUT_ISOLATED && step->behaviour != CUT_REMOVED)
+            n = join_parts(step->behaviour, s->parts, n, &first);
+        for (const struct part *p = s->parts + first; n > 0; p++, n--) {
+            if (step->behaviour == CUT_REMOVED && p->match) continue;
+            if (push(&s->next, p->begin, p->end, err) < 0) return -1;
+        }
+    }
+    return 0;
+}
+
+// --- steps that change the text
+
+static bool starts_with(const char *text, struct word w, struct vocab_string mark) {
+    return w.end - w.begin >= mark.length && memcmp(text + w.begin, mark.bytes, mark.length) == 0;
+}
+
+static int cut_metaspace(const struct cut_step *step, struct pretokenizer_scratch *s, struct mapped_text *t,
+                         bool at_start, struct error *err) {
+    struct vocab_string mark = step->mark;
+    mapped_edit(t);
+    for (size_t i = 0; i < s->words.count; i++) {
+        struct word w = s->words.items[i];
+        size_t begin = mapped_written(t), from = w.begin;
+        bool marked = t->bytes[w.begin] == ' ' || starts_with(t->bytes, w, mark);
+        bool first = at_start && mapped_source(t, w.begin) == 0;
+        if (!marked && (step->prepend == CUT_PREPEND_ALWAYS || (step->prepend == CUT_PREPEND_FIRST && first)))
+            mapped_put(t, mark.bytes, mark.length, w.begin);
+        for (size_t at = w.begin; at < w.end; at++) {
+            bool space = t->bytes[at] == ' ';
+            if (!space && !(step->split && starts_with(t->bytes, (struct word){(uint32_t)at, w.end}, mark))) continue;
+            mapped_keep(t, from, at);
+            from = at;
+            if (step->split && mapped_written(t) > begin) {
+                if (push(&s->next, begin, mapped_written(t), err) < 0) return -1;
+                begin = mapped_written(t);
+            }
+            if (!space) continue;
+            mapped_put(t, mark.bytes, mark.length, at);
+            from = at + 1;
+        }
+        mapped_keep(t, from, w.end);
+        if (push(&s->next, begin, mapped_written(t), err) < 0) return -1;
+    }
+    return mapped_commit(t, err);
+}
+
+static int prefix_space(struct pretokenizer_scratch *s, struct mapped_text *t, struct error *err) {
+    mapped_edit(t);
+    for (size_t i = 0; i < s->words.count; i++) {
+        struct word w = s->words.items[i];
+        size_t begin = mapped_written(t);
+        if (t->bytes[w.begin] != ' ') mapped_put(t, " ", 1, w.begin);
+        mapped_keep(t, w.begin, w.end);
+        if (push(&s->next, begin, mapped_written(t), err) < 0) return -1;
+    }
+    return mapped_commit(t, err);
+}
+
+int pretokenizer_run(const struct pretokenizer *p, struct pretokenizer_scratch *s, struct mapped_text *t, bool at_start,
+                     struct error *err) {
+    s->words.count = 0;
+    int status = push(&s->words, 0, t->length, err);
+    for (int i = 0; i < p->recipe->n_cuts && status == 0; i++) {
+        const struct cut_step *step = &p->recipe->cuts[i];
+        s->next.count = 0;
+        switch (step->kind) {
+        case CUT_REGEX: status = cut_regex(step, p->regexes[i], s, t, err); break;
+        case CUT_METASPACE: status = cut_metaspace(step, s, t, at_start, err); break;
+        case CUT_PREFIX_SPACE: status = prefix_space(s, t, err); break;
+        }
+        struct words old = s->words;
+        s->words = s->next;
+        s->next = old;
+    }
+    return status;
 }

@@ -1,30 +1,35 @@
-// The first step of byte-level BPE: text is cut into words by the regular expressions that belong to the name a GGUF
-// file gives in tokenizer.ggml.pre. Merges never cross a word border.
+// Cuts a piece of text into words: regular expressions, spaces spelled as marks. Merges never cross a word border.
+// Private to data/.
 #pragma once
 
-#include "kernels/base.h"
+#include "data/mapped_text.h"
+#include "data/recipe.h"
+#include "data/regex.h"
 
 struct pretokenizer;
 
-enum normal_form {
-    NORMAL_NONE,    // text is taken as it is
-    NORMAL_NFC,     // text is brought to Unicode normal form C first
-    NORMAL_UNKNOWN, // not known for this name: text that NFC would change is refused
-};
-
-// Refuses an unknown name.
-struct pretokenizer *pretokenizer_open(const char *pre, const char *file, struct error *err);
+// `recipe` must outlive it.
+struct pretokenizer *pretokenizer_open(const struct recipe *recipe, struct error *err);
 void pretokenizer_close(struct pretokenizer *p); // NULL is a no-op
-bool pretokenizer_ignores_merges(const struct pretokenizer *p);
-enum normal_form pretokenizer_normal_form(const struct pretokenizer *p);
 
-// Match buffers of one encoding thread.
-struct pretokenizer_scratch;
-struct pretokenizer_scratch *pretokenizer_scratch_open(const struct pretokenizer *p); // NULL when out of memory
+struct word { // bytes of a text
+    uint32_t begin, end;
+};
+struct words {
+    struct word *items;
+    size_t count, capacity;
+};
+// Lists of one encoding thread.
+struct pretokenizer_scratch {
+    struct words words, next;
+    struct part *parts; // matches of one piece and the gaps between them
+    size_t parts_capacity;
+    struct regex_scratch *regex;
+};
+int pretokenizer_scratch_open(struct pretokenizer_scratch *scratch); // -1 when out of memory
 void pretokenizer_scratch_close(struct pretokenizer_scratch *scratch);
 
-// Calls `word(context, begin, end)` for each word of the text (valid UTF-8), in order; together they cover it. Stops
-// when a call returns non-zero and returns -1 then.
-typedef int word_function(void *context, size_t begin, size_t end);
-int pretokenizer_split(const struct pretokenizer *p, struct pretokenizer_scratch *scratch, const char *text,
-                       size_t length, word_function *word, void *context, struct error *err);
+// Cuts `text` (just begun; some steps change it) into scratch->words, in order, none empty. `at_start`: it stands at
+// the beginning of the whole text.
+int pretokenizer_run(const struct pretokenizer *p, struct pretokenizer_scratch *scratch, struct mapped_text *text,
+                     bool at_start, struct error *err);

@@ -1,4 +1,5 @@
-// Text <-> token ids, equal to Hugging Face tokenizers id by id. Built from the vocabulary in a model file.
+// Text <-> token ids, equal to Hugging Face tokenizers id by id. Built from the vocabulary in a GGUF file or from the
+// tokenizer.json of a base's folder; one engine runs both (data/recipe.h).
 #pragma once
 
 #include "data/vocab_source.h"
@@ -19,7 +20,8 @@ struct token_span {
     uint32_t begin, end;
 };
 
-// `source` must outlive the tokenizer. Refuses what it cannot do exactly (unknown model, unknown `pre`), by name.
+// `source` must outlive the tokenizer. Refuses what it cannot do exactly (unknown model, unknown `pre`, a kind of
+// normalizer), by name. STATUS_NOINPUT: the base has no tokenizer at all.
 struct tokenizer *tokenizer_open(const struct vocab_source *source, struct error *err);
 void tokenizer_close(struct tokenizer *tokenizer); // NULL is a no-op
 
@@ -30,7 +32,7 @@ void tokenizer_close(struct tokenizer *tokenizer); // NULL is a no-op
 int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t length, bool special, struct ids *ids,
                      struct token_span **spans, struct error *err);
 // Appends the text of `count` ids, bytes as they are; `skip_special` leaves out control tokens. An id outside the
-// vocabulary is an error.
+// vocabulary is an error. A space that encoding puts in front of a text (Llama 2) comes back with it.
 int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t count, bool skip_special,
                      struct text *out, struct error *err);
 size_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
@@ -38,6 +40,9 @@ int32_t tokenizer_bos(const struct tokenizer *tokenizer); // -1 when it has none
 int32_t tokenizer_eos(const struct tokenizer *tokenizer);
 bool tokenizer_adds_bos(
     const struct tokenizer *tokenizer); // plain text starts with BOS (rendered chats bring their own)
+// What ends a generated text: EOS first, then the ends of turns that the base's files name. Borrowed.
+const int32_t *tokenizer_ends(const struct tokenizer *tokenizer, int *count);
+struct vocab_string tokenizer_chat_template(const struct tokenizer *tokenizer); // Jinja text; length 0 = none; borrowed
 bool tokenizer_is_control(const struct tokenizer *tokenizer, int32_t id);
 // The id of a token by its exact text ("<|im_end|>"), -1 when there is none.
 int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *text);

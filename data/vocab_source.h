@@ -34,5 +34,7 @@ struct vocab_source {
     size_t n_merges;
     int32_t bos, eos, eot, unk, pad;         // -1 when missing
     bool add_bos, add_eos, add_space_prefix; // defaults of the format already applied
+    bool strips_after_special;               // white space behind control tokens belongs to them (Phi-3)
+    size_t rows;                             // of the embedding, 0 = not known: ids from there on are no input
     struct vocab_string chat_template;       // Jinja text; length 0 when missing
 };
