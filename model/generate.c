@@ -133,8 +133,8 @@ static int by_logit(const void *a, const void *b, void *logits) {
 
 static int32_t sample(struct generator *g, const float *logits, const struct sampling *s, uint32_t job,
                       uint32_t token) {
-    const struct model *m = g->decoder->model; // rows of the embedding beyond the tokens are padding: never an answer
-    int32_t vocab = m->vocab.n_tokens < (size_t)m->arch.vocab ? (int32_t)m->vocab.n_tokens : m->arch.vocab, best = 0;
+    int32_t vocab = g->decoder->model->arch.vocab, best = 0;
+    if (g->n_tokens > 0 && g->n_tokens < vocab) vocab = g->n_tokens; // rows beyond the tokens are padding
     for (int32_t i = 1; i < vocab; i++) {
         if (logits[i] > logits[best]) best = i;
     }

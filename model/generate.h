@@ -28,6 +28,7 @@ struct generator {
     struct decoder *decoder;
     work_between *between; // set by the caller, after every step, counted in finished jobs; NULL = none
     void *context;         // of `between`
+    int32_t n_tokens;      // ids from here on are no answers: 0 = every row of the head; set by the caller
     int32_t prefill[3];    // row counts of prefill programs, ascending
     int32_t *ids, *positions, *slots, *seqs; // step arrays
     float *logits;                           // (cache_seqs, vocab)

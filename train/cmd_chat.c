@@ -179,7 +179,7 @@ static int make_prompt(struct chat *c, struct ids *ids, struct error *err) {
 }
 
 static int generate(struct chat *c, const struct ids *ids, struct printing *printing, struct error *err) {
-    int32_t stop[4];
+    int32_t stop[MAX_STOP_TOKENS];
     int n_stop = stop_tokens(&c->session, stop);
     struct generation job = {
         .prompt = ids->data, .prompt_count = (int32_t)ids->count, .max_new = c->max_tokens, .adapter = c->active};

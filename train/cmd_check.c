@@ -73,19 +73,20 @@ static int row_text(const struct check *c, const struct sample *s, bool colour, 
     for (int32_t i = 0; i < s->count && !s->dropped; i++) {
         struct text piece = {0};
         bool trained = token_why_trained(s->why[i]);
-        if (tokenizer_decode(c->session.tokenizer, &s->ids[i], 1, false, &piece, err)) {
+        const struct tokenizer *tokenizer = c->session.tokenizer; // without one a row is shown as ids
+        if (tokenizer && tokenizer_decode(tokenizer, &s->ids[i], 1, false, &piece, err)) {
             text_free(&piece);
             return -1;
         }
-        const char *on = !colour                                                 ? ""
-                         : trained                                               ? "\033[32m"
-                         : tokenizer_is_control(c->session.tokenizer, s->ids[i]) ? "\033[36m"
-                                                                                 : "\033[2m";
+        const char *on = !colour                                                   ? ""
+                         : trained                                                 ? "\033[32m"
+                         : tokenizer && tokenizer_is_control(tokenizer, s->ids[i]) ? "\033[36m"
+                                                                                   : "\033[2m";
         text_printf(out, "  %7d  %s%s%s  %-16s ", s->ids[i], on, trained ? "train" : "  -  ", colour ? "\033[0m" : "",
                     token_why_name(s->why[i]));
         struct json_writer w = {.out = out, .style = JSON_SPACED};
         text_add(out, on);
-        json_put_bytes(&w, text_str(&piece), piece.length);
+        if (tokenizer) json_put_bytes(&w, text_str(&piece), piece.length);
         text_add(out, colour ? "\033[0m\n" : "\n");
         text_free(&piece);
     }

@@ -207,16 +207,19 @@ int32_t generation_length(const struct dataset *dataset, int32_t *max_new) {
     return prompt + *max_new + 1;
 }
 
-int stop_tokens(const struct session *session, int32_t stop[4]) {
-    int n = 0;
-    int32_t eos = tokenizer_eos(session->tokenizer);
-    for (int i = 0; i < session->n_chats && n < 3; i++) {
-        int32_t eot = tokenizer_find(session->tokenizer, chat_template_eot(session->chats[i].chat));
-        bool known = eot == eos;
-        for (int k = 0; k < n; k++) known |= stop[k] == eot;
-        if (eot >= 0 && !known) stop[n++] = eot;
-    }
-    if (eos >= 0) stop[n++] = eos;
+static void add_stop(int32_t stop[MAX_STOP_TOKENS], int *n, int32_t id) {
+    for (int i = 0; i < *n; i++)
+        if (stop[i] == id) return;
+    if (id >= 0 && *n < MAX_STOP_TOKENS) stop[(*n)++] = id;
+}
+
+int stop_tokens(const struct session *session, int32_t stop[MAX_STOP_TOKENS]) {
+    int n = 0, n_ends = 0;
+    if (!session->tokenizer) return 0;
+    const int32_t *ends = tokenizer_ends(session->tokenizer, &n_ends);
+    for (int i = 0; i < session->n_chats; i++)
+        add_stop(stop, &n, tokenizer_find(session->tokenizer, chat_template_eot(session->chats[i].chat)));
+    for (int i = 0; i < n_ends; i++) add_stop(stop, &n, ends[i]);
     return n;
 }
 
@@ -272,7 +275,7 @@ static int judge(struct evaluator *e, const struct sample *sample, struct genera
 int evaluator_answers(struct evaluator *e, int adapter, int64_t limit, const struct sampling *sampling,
                       struct eval_answers *out, struct error *err) {
     const struct dataset *data = e->dataset;
-    int32_t max_new, stop[4];
+    int32_t max_new, stop[MAX_STOP_TOKENS];
     int n = 0, n_stop = stop_tokens(e->session, stop), failed = 0;
     generation_length(data, &max_new);
     *out = (struct eval_answers){0};

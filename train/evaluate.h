@@ -58,5 +58,6 @@ int32_t generation_length(const struct dataset *dataset, int32_t *max_new);
 // Equal after trimming white space; equal as JSON values; valid JSON.
 bool answer_exact(const char *answer, const char *reference);
 bool answer_json(const char *answer, const char *reference, bool *valid);
-// Stop ids of the session's template and vocabulary; returns how many (at most 4).
-int stop_tokens(const struct session *session, int32_t stop[4]);
+// Stop ids of the session's templates and tokenizer; returns how many.
+enum { MAX_STOP_TOKENS = 24 };
+int stop_tokens(const struct session *session, int32_t stop[MAX_STOP_TOKENS]);

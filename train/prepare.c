@@ -76,6 +76,8 @@ static int read_data(struct trainer *t, struct error *err) {
     }
     if (c->val_set_size > 0 && dataset_split(&t->train, c->val_set_size, c->seed, &t->held_out, err)) return -1;
     t->evaluates = t->held_out.count > 0;
+    if (c->generate_samples && t->evaluates && session_needs_text(&t->session, "generate_samples shows text", err))
+        return -1;
     return lint(t, err);
 }
 

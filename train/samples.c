@@ -51,7 +51,7 @@ int trainer_generate_samples(struct trainer *t, struct error *err) {
     const struct sample **samples = mem_zalloc(most + 1, sizeof *samples);
     struct text line = {0};
     struct json_writer w = {.out = &line, .style = JSON_SPACED};
-    int32_t stop[4];
+    int32_t stop[MAX_STOP_TOKENS];
     int n_stop = stop_tokens(&t->session, stop);
     int failed = jobs && samples ? 0 : error_memory(err, "samples", most * sizeof *jobs);
     for (size_t i = 0; !failed && i < t->held_out.count && n < most; i++) {

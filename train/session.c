@@ -2,6 +2,7 @@
 #include "train/session.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,27 +30,37 @@ int session_open(const struct session_options *options, struct session *out, str
     *out = (struct session){.options = *options};
     out->threads = options->threads > 0 ? options->threads : cpu_count_available();
     if (base_source_open(&options->base, out->threads, &out->model, err)) return -1;
-    const struct vocab_source *vocab = &out->model.vocab;
-    out->tokenizer = tokenizer_open(vocab, err);
-    if (out->tokenizer) return 0;
+    out->tokenizer = tokenizer_open(&out->model.vocab, &out->no_tokenizer);
+    if (out->tokenizer || out->no_tokenizer.code != STATUS_MEMORY) return 0;
+    error_set(err, out->no_tokenizer.code, "%s", out->no_tokenizer.text);
     session_close(out);
     return -1;
 }
 
+int session_needs_text(const struct session *s, const char *what, struct error *err) {
+    if (s->tokenizer) return 0;
+    int code = s->no_tokenizer.code == STATUS_NOINPUT ? STATUS_DATA : s->no_tokenizer.code;
+    return error_set(err, code, "%s; %s; only rows of input_ids and labels do without", s->no_tokenizer.text, what);
+}
+
 const struct chat_template *session_chat(struct session *s, const char *name, struct error *err) {
-    const struct vocab_source *vocab = &s->model.vocab;
+    if (session_needs_text(s, "a chat template needs one", err)) return NULL;
+    struct vocab_string source = tokenizer_chat_template(s->tokenizer);
     if (!name) name = "tokenizer_default";
     for (int i = 0; i < s->n_chats; i++)
         if (strcmp(s->chats[i].name, name) == 0) return s->chats[i].chat;
     assert(s->n_chats < SESSION_MAX_CHATS);
-    struct chat_template *chat = chat_template_open(name, vocab->chat_template.bytes, vocab->chat_template.length, err);
+    struct chat_template *chat = chat_template_open(name, source.bytes, source.length, err);
     if (chat) s->chats[s->n_chats++] = (struct session_chat){name, chat};
     return chat;
 }
 
 static int open_parts(struct session *s, struct error *err) {
     if (decoder_open(&s->device, &s->model, &s->limits, s->options.dtype, &s->decoder, err)) return -1;
-    return s->limits.cache_seqs > 0 ? generator_open(&s->decoder, &s->generator, err) : 0;
+    if (s->limits.cache_seqs <= 0) return 0;
+    if (generator_open(&s->decoder, &s->generator, err)) return -1;
+    if (s->tokenizer) s->generator.n_tokens = (int32_t)tokenizer_vocab_size(s->tokenizer);
+    return 0;
 }
 
 static void close_parts(struct session *s) {
@@ -135,6 +146,14 @@ int session_read_data(struct session *s, const struct run_config *config, const 
         options.first_row = (uint32_t)out->count;
         struct dataset one;
         const struct chat_template *chat = NULL;
+        if (options.kind == DATASET_TOKENS && !s->tokenizer && !s->told) {
+            fprintf(stderr, "no tokenizer, rows of tokens go without: %s\n", s->no_tokenizer.text);
+            s->told = true;
+        }
+        if (options.kind != DATASET_TOKENS && session_needs_text(s, "these rows are text", err)) {
+            dataset_free(out);
+            return error_prefix(err, "%s", options.path);
+        }
         if (options.kind == DATASET_CHAT && !(chat = session_chat(s, sets->items[i].chat_template, err))) {
             dataset_free(out);
             return -1;

@@ -19,7 +19,9 @@ struct session_options {
 
 struct session {
     struct model model;
-    struct tokenizer *tokenizer;
+    struct tokenizer *tokenizer; // NULL when the base has none that this version can use: `no_tokenizer` says why
+    struct error no_tokenizer;
+    bool told;            // the user knows that there is none
     struct session_chat { // templates in use, by name; the first is the one that answers are generated with
         const char *name; // borrowed
         struct chat_template *chat;
@@ -38,8 +40,11 @@ struct session {
 enum dtype session_dtype(enum config_precision precision, struct text *notice);
 // GRAFT_BACKEND=late, for tests.
 bool session_wants_late(void);
-// Finds the base, quantises it where asked, reads its headers and its vocabulary.
+// Finds the base, quantises it where asked, reads its headers and its tokenizer; a base without one is no error, for
+// rows of tokens need none.
 int session_open(const struct session_options *options, struct session *out, struct error *err);
+// An error unless there is a tokenizer: what the base lacks, and `what`, a sentence's part that says who needs it.
+int session_needs_text(const struct session *session, const char *what, struct error *err);
 // Begins recording with these limits: decoder and generator exist on a device that computes nothing.
 int session_record(struct session *session, const struct decoder_limits *limits, struct error *err);
 // The template of that name ("tokenizer_default" or NULL: the base's own), opened on first use; NULL on error. Data

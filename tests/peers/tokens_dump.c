@@ -1,8 +1,12 @@
-// Encodes strings for tests/peers/tokens.py: reads a vocabulary {model, pre, tokens, types, merges} from the JSON file
-// named on the command line and JSON strings, one a line, from standard input; writes one object a line: {"ids": [...],
-// "plain": [...] (control tokens as text), "decoded": text} or {"error": text}. Spans are checked on the way.
+// Encodes strings for tests/peers/tokens.py: reads a vocabulary and JSON strings, one a line, from standard input;
+// writes one object a line: {"ids": [...], "plain": [...] (control tokens as text), "decoded": text} or {"error":
+// text}. Spans are checked on the way. The vocabulary, named on the command line: a GGUF file, a folder with
+// tokenizer.json, or a JSON file {model, pre, tokens, types, merges}. With --info instead of strings: what the
+// tokenizer says of itself. With
+// --speed FILE: the rate at which it encodes the lines of the file, in bytes a second.
 #include "data/json.h"
 #include "data/tokenizer.h"
+#include "model/model_vocab.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -88,16 +92,56 @@ static void answer(const struct tokenizer *t, const char *text, size_t length) {
     text_free(&decoded);
 }
 
-int main(int argc, char **argv) {
+static void info(const struct tokenizer *t) {
+    struct text line = {0};
+    struct json_writer w = {.out = &line};
+    int n;
+    const int32_t *ends = tokenizer_ends(t, &n);
+    struct vocab_string source = tokenizer_chat_template(t);
+    json_begin_object(&w);
+    json_put_key(&w, "size");
+    json_put_int(&w, (int64_t)tokenizer_vocab_size(t));
+    json_put_key(&w, "bos");
+    json_put_int(&w, tokenizer_bos(t));
+    json_put_key(&w, "eos");
+    json_put_int(&w, tokenizer_eos(t));
+    json_put_key(&w, "adds_bos");
+    json_put_bool(&w, tokenizer_adds_bos(t));
+    json_put_key(&w, "template");
+    json_put_bytes(&w, source.bytes ? source.bytes : "", source.length);
+    json_put_key(&w, "ends");
+    json_begin_array(&w);
+    for (int i = 0; i < n; i++) json_put_int(&w, ends[i]);
+    json_end_array(&w);
+    json_end_object(&w);
+    puts(text_str(&line));
+    text_free(&line);
+}
+
+static void speed(const struct tokenizer *t, const char *path) {
     struct error err = {0};
-    struct json_document vocabulary;
-    struct json_options many = {.max_values = 10000000};
-    if (argc != 2) fail("usage: tokens_dump VOCABULARY.json");
-    if (json_load(argv[1], 256u << 20, &many, &vocabulary, &err) < 0) fail(err.text);
-    struct pool pool = {0};
-    struct vocab_source source = read_source(&vocabulary, &pool);
-    struct tokenizer *t = tokenizer_open(&source, &err);
-    if (!t) fail(err.text);
+    struct text all;
+    if (file_read(path, (size_t)1 << 30, &all, &err) < 0) fail(err.text);
+    struct ids ids = {0};
+    double start = clock_now(), seconds;
+    size_t bytes = 0;
+    do {
+        for (const char *line = text_str(&all), *end; *line; line = end) {
+            end = strchr(line, '\n');
+            end = end ? end + 1 : line + strlen(line);
+            ids.count = 0;
+            if (tokenizer_encode(t, line, (size_t)(end - line), true, &ids, NULL, &err) < 0) fail(err.text);
+        }
+        bytes += all.length;
+        seconds = clock_now() - start;
+    } while (seconds < 1);
+    printf("%.0f\n", (double)bytes / seconds);
+    ids_free(&ids);
+    text_free(&all);
+}
+
+static void answer_all(const struct tokenizer *t) {
+    struct error err = {0};
     char *line = NULL;
     size_t room = 0;
     for (ssize_t n; (n = getline(&line, &room, stdin)) > 0;) {
@@ -110,8 +154,38 @@ int main(int argc, char **argv) {
         json_free(&doc);
     }
     free(line);
+}
+
+int main(int argc, char **argv) {
+    struct error err = {0};
+    struct json_document vocabulary = {0};
+    struct json_options many = {.max_values = 10000000};
+    struct gguf gguf = {0};
+    struct pool pool = {0};
+    struct vocab_source source;
+    if (argc < 2) fail("usage: tokens_dump VOCABULARY [--info | --speed FILE]");
+    const char *path = argv[1];
+    size_t length = strlen(path);
+    if (file_is_folder(path)) {
+        source =
+            (struct vocab_source){.file = path, .folder = path, .bos = -1, .eos = -1, .eot = -1, .unk = -1, .pad = -1};
+    } else if (length > 5 && strcmp(path + length - 5, ".gguf") == 0) {
+        if (gguf_open(path, &gguf, &err) < 0 || vocab_from_gguf(&gguf, path, &pool, &source, &err) < 0) fail(err.text);
+    } else {
+        if (json_load(path, 256u << 20, &many, &vocabulary, &err) < 0) fail(err.text);
+        source = read_source(&vocabulary, &pool);
+    }
+    struct tokenizer *t = tokenizer_open(&source, &err);
+    if (!t) fail(err.text);
+    if (argc > 2 && strcmp(argv[2], "--info") == 0)
+        info(t);
+    else if (argc > 3 && strcmp(argv[2], "--speed") == 0)
+        speed(t, argv[3]);
+    else
+        answer_all(t);
     tokenizer_close(t);
     pool_free(&pool);
+    gguf_close(&gguf);
     json_free(&vocabulary);
     return 0;
 }
