@@ -110,6 +110,33 @@ static void load_fallback(struct bpe *bpe) {
     }
 }
 
+// Is the space mark at byte `at`, behind something that is no space mark?
+static bool mark_follows(struct vocab_string space, const char *text, size_t length, size_t at) {
+    if (at == 0 || length - at < space.length || memcmp(text + at, space.bytes, space.length) != 0) return false;
+    return at < space.length || memcmp(text + at - space.length, space.bytes, space.length) != 0;
+}
+
+static void look_for_spaces(struct bpe *bpe) {
+    const struct recipe *r = bpe->recipe;
+    bool known = r->space.length && !r->bytes && !r->ignore_merges;
+    if (known) known = bpe_find_word(bpe, r->space.bytes, r->space.length) >= 0;
+    for (size_t i = 0; i < r->n_tokens && known; i++)
+        for (size_t at = 1; at < r->tokens[i].length && known && r->uses[i] & USE_WORD; at++)
+            known = !mark_follows(r->space, r->tokens[i].bytes, r->tokens[i].length, at);
+    bpe->cuts_at_space = known;
+}
+
+size_t bpe_first_part(const struct bpe *bpe, const char *word, size_t length) {
+    struct vocab_string space = bpe->recipe->space;
+    if (!bpe->cuts_at_space) return length;
+    for (const char *at = word + 1, *end = word + length; at < end; at++) {
+        at = memchr(at, space.bytes[0], (size_t)(end - at));
+        if (!at) return length;
+        if (mark_follows(space, word, length, (size_t)(at - word))) return (size_t)(at - word);
+    }
+    return length;
+}
+
 static int load_tokens(struct bpe *bpe, struct error *err) {
     const struct recipe *r = bpe->recipe;
     int16_t map[0x144];
@@ -126,6 +153,15 @@ static int load_tokens(struct bpe *bpe, struct error *err) {
     for (size_t i = 0; i < r->n_tokens; i++)
         if (load_token(bpe, map, (int32_t)i, &arena, err) < 0) return -1;
     if (r->byte_fallback) load_fallback(bpe);
+    if (r->bytes && r->byte_fallback)
+        for (int byte = 0; byte < 256; byte++)
+            if (bpe->byte_ids[byte] < 0)
+                return error_set(
+                    err, STATUS_DATA,
+                    "%s: byte_fallback of a byte-level vocabulary that lacks the byte 0x%02X is not in this "
+                    "version",
+                    r->file, byte);
+    look_for_spaces(bpe);
     return 0;
 }
 

@@ -30,6 +30,9 @@ void bpe_close(struct bpe *bpe); // NULL is a no-op
 enum { BPE_LONGEST_WORD = 4 << 20 };
 int bpe_word(const struct bpe *bpe, struct bpe_scratch *scratch, const char *word, size_t length, uint32_t at,
              struct encoding *out, struct error *err);
+// How much of a word can be encoded by itself without changing an id: up to a space mark, where no token of the
+// vocabulary goes across one. Without that, a document of SentencePiece's kind is one word.
+size_t bpe_first_part(const struct bpe *bpe, const char *word, size_t length);
 // The bytes a token stands for; borrowed. Empty for an id that is no token.
 struct vocab_string bpe_bytes(const struct bpe *bpe, int32_t id);
 // The id of a token by its spelling in the vocabulary, -1 when there is none.

@@ -29,6 +29,7 @@ struct bpe {
     struct string_table by_spelling;
     struct string_table by_bytes; // of words, only with ignore_merges on bytes
     char all_bytes[256];          // 0 to 255, where fallback tokens stand for them
+    bool cuts_at_space;           // no token has the recipe's space behind another character
     size_t longest;               // bytes of the longest spelling
     uint32_t *ranks;              // (n_tokens) of MERGE_SCORES: 0 for the highest score, equal for equal ones
     struct pair_slot *pairs;      // of MERGE_PAIRS

@@ -164,6 +164,7 @@ static int push(const struct job *j, int32_t id, size_t begin, size_t end) {
 // Words of bytes [begin, end) of the normalised piece, which stands at byte `at` of the text.
 static int encode_words(const struct job *j, size_t at, size_t begin, size_t end) {
     struct encoder *e = j->encoder;
+    const struct bpe *bpe = j->tokenizer->bpe;
     const struct mapped_text *normal = &e->normal;
     if (begin == end) return 0;
     mapped_begin(&e->cut, normal->bytes + begin, end - begin);
@@ -172,8 +173,11 @@ static int encode_words(const struct job *j, size_t at, size_t begin, size_t end
     size_t first = j->out->ids->count;
     for (size_t i = 0; i < e->cuts.words.count; i++) {
         struct word w = e->cuts.words.items[i];
-        if (bpe_word(j->tokenizer->bpe, e->words, e->cut.bytes + w.begin, w.end - w.begin, w.begin, j->out, j->err) < 0)
-            return -1;
+        for (size_t n; w.begin < w.end; w.begin += (uint32_t)n) {
+            const char *word = e->cut.bytes + w.begin;
+            n = bpe_first_part(bpe, word, w.end - w.begin);
+            if (bpe_word(bpe, e->words, word, n, w.begin, j->out, j->err) < 0) return -1;
+        }
     }
     for (size_t i = first; j->out->spans && i < j->out->ids->count; i++) { // lead them back to the text
         struct token_span *s = &(*j->out->spans)[i];
