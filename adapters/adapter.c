@@ -10,6 +10,29 @@ int adapter_begin(const struct model *model, int n, struct adapter *out, struct 
     return out->modules ? 0 : error_memory(err, "an adapter", (size_t)n * sizeof *out->modules);
 }
 
+struct adapter_shape adapter_part_shape(const struct adapter_module *m, enum adapter_part part) {
+    const struct module *module = m->module;
+    int64_t experts = module->experts;
+    switch (part) {
+    case ADAPTER_A: return (struct adapter_shape){experts * m->r, module->in};
+    case ADAPTER_B: return (struct adapter_shape){experts * module->out, m->r};
+    case ADAPTER_PARTS: break;
+    }
+    return (struct adapter_shape){0, 0};
+}
+
+const char *adapter_part_name(enum adapter_part part) {
+    static const char *const names[] = {[ADAPTER_A] = "lora_A", [ADAPTER_B] = "lora_B"};
+    return names[part];
+}
+
+int adapter_add_part(struct adapter *adapter, struct adapter_module *m, enum adapter_part part, struct error *err) {
+    struct adapter_shape s = adapter_part_shape(m, part);
+    m->part[part] = pool_array(&adapter->pool, (uint64_t)(s.rows * s.cols), sizeof *m->part[part]);
+    if (m->part[part]) return 0;
+    return error_memory(err, m->module->hf_name, (size_t)(s.rows * s.cols) * sizeof *m->part[part]);
+}
+
 int adapter_add(struct adapter *adapter, const struct module *module, int r, float alpha, struct error *err) {
     if (r < 1 || r > ADAPTER_MAX_RANK)
         return error_set(err, STATUS_DATA, "%s: rank %d; it must be 1 to %d", module->hf_name, r, ADAPTER_MAX_RANK);
@@ -18,10 +41,7 @@ int adapter_add(struct adapter *adapter, const struct module *module, int r, flo
                          (double)alpha);
     struct adapter_module *m = &adapter->modules[adapter->n_modules];
     *m = (struct adapter_module){.module = module, .r = r, .alpha = alpha};
-    m->a = pool_array(&adapter->pool, (uint64_t)adapter_a_size(m), sizeof *m->a);
-    m->b = pool_array(&adapter->pool, (uint64_t)adapter_b_size(m), sizeof *m->b);
-    if (!m->a || !m->b)
-        return error_memory(err, module->hf_name, (size_t)(adapter_a_size(m) + adapter_b_size(m)) * sizeof *m->a);
+    if (adapter_add_part(adapter, m, ADAPTER_A, err) || adapter_add_part(adapter, m, ADAPTER_B, err)) return -1;
     adapter->n_modules++;
     return 0;
 }

@@ -5,25 +5,40 @@
 
 #include "model/model.h"
 
+// The parameters that a module's adapter may consist of.
+enum adapter_part {
+    ADAPTER_A, // (experts r, in)
+    ADAPTER_B, // (experts out, r), base file's row order
+    ADAPTER_PARTS
+};
 struct adapter_module {
     const struct module *module; // borrowed from the model
     int r;
     float alpha; // as in the config (scale = alpha / r, or alpha / sqrt(r))
-    float *a;    // (experts r, in)
-    float *b;    // (experts out, r), base file's row order
+    union {      // NULL: it has none
+        float *part[ADAPTER_PARTS];
+        struct {
+            float *a, *b;
+        };
+    };
 };
+struct adapter_shape {
+    int64_t rows, cols;
+};
+// Of a part that may or may not be there.
+struct adapter_shape adapter_part_shape(const struct adapter_module *m, enum adapter_part part);
+static inline int64_t adapter_part_size(const struct adapter_module *m, enum adapter_part part) { // 0: not there
+    struct adapter_shape s = adapter_part_shape(m, part);
+    return m->part[part] ? s.rows * s.cols : 0;
+}
+// "lora_A": what state files call it.
+const char *adapter_part_name(enum adapter_part part);
 // Row `hf_row` of expert `e` in b.
 static inline int64_t adapter_b_row(const struct module *m, int64_t e, int64_t hf_row) {
     int64_t row = module_file_row(m, hf_row);
     int i = m->n_parts - 1;
     while (i > 0 && row < m->parts[i].first_row) i--;
     return m->experts * m->parts[i].first_row + e * m->parts[i].rows + row - m->parts[i].first_row;
-}
-static inline int64_t adapter_a_size(const struct adapter_module *m) {
-    return (int64_t)m->module->experts * m->r * m->module->in;
-}
-static inline int64_t adapter_b_size(const struct adapter_module *m) {
-    return (int64_t)m->module->experts * m->r * m->module->out;
 }
 
 struct adapter {
@@ -50,6 +65,8 @@ void adapter_free(struct adapter *adapter); // zeroed struct is a no-op
 enum { ADAPTER_MAX_RANK = 1024 };
 int adapter_begin(const struct model *model, int n, struct adapter *out, struct error *err);
 int adapter_add(struct adapter *adapter, const struct module *module, int r, float alpha, struct error *err);
+// Gives a module's adapter one more part, zeroed.
+int adapter_add_part(struct adapter *adapter, struct adapter_module *m, enum adapter_part part, struct error *err);
 
 // --- PEFT folder (formats.md 6): adapter_config.json + adapter_model.safetensors, F32, HF row order. Made when
 // missing; each file is replaced whole, the tensors first, and read back before it gets its name.

@@ -7,11 +7,19 @@
 #include <math.h>
 #include <string.h>
 
-int64_t lora_offset(const struct lora *lora, int index, bool b) {
+int64_t lora_offset(const struct lora *lora, int index, enum adapter_part part) {
     int64_t at = 0;
-    for (int i = 0; i < index; i++)
-        at += adapter_a_size(&lora->adapter->modules[i]) + adapter_b_size(&lora->adapter->modules[i]);
-    return b ? at + adapter_a_size(&lora->adapter->modules[index]) : at;
+    for (int i = 0; i <= index; i++) {
+        for (int p = 0; p < (i < index ? ADAPTER_PARTS : (int)part); p++)
+            at += adapter_part_size(&lora->adapter->modules[i], p);
+    }
+    return at;
+}
+
+struct tensor lora_part(const struct lora *lora, struct tensor flat, int index, enum adapter_part part) {
+    int64_t size = adapter_part_size(&lora->adapter->modules[index], part);
+    if (!tensor_present(&flat) || size == 0) return (struct tensor){0};
+    return tensor_view(flat, lora_offset(lora, index, part), 1, size);
 }
 
 // Uniform in +-1/sqrt(cols): torch's kaiming_uniform_ with a = sqrt(5).
@@ -50,12 +58,15 @@ void lora_initialise(struct adapter *adapter, enum lora_init kind, uint64_t seed
         if (kind == LORA_INIT_RANDOM)
             fill_uniform(m->b, m->module->experts * m->module->out, m->r, key);
         else
-            memset(m->b, 0, (size_t)adapter_b_size(m) * sizeof *m->b);
+            memset(m->b, 0, (size_t)adapter_part_size(m, ADAPTER_B) * sizeof *m->b);
     }
 }
 
-static struct tensor part(struct tensor flat, int64_t begin, int64_t rows, int64_t cols) {
-    return tensor_present(&flat) ? tensor_view(flat, begin, rows, cols) : flat;
+// The same as a matrix of the part's shape.
+static struct tensor matrix(const struct lora *lora, struct tensor flat, int index, enum adapter_part part) {
+    struct adapter_shape s = adapter_part_shape(&lora->adapter->modules[index], part);
+    struct tensor row = lora_part(lora, flat, index, part);
+    return tensor_present(&row) ? tensor_view(row, 0, s.rows, s.cols) : row;
 }
 
 int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bool trained, bool accumulate,
@@ -63,7 +74,7 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
     assert(number < DECODER_MAX_ADAPTERS);
     struct device *device = decoder->device;
     *out = (struct lora){.decoder = decoder, .adapter = adapter, .number = number};
-    out->n_params = lora_offset(out, adapter->n_modules, false);
+    out->n_params = lora_offset(out, adapter->n_modules, ADAPTER_A);
     if (device_tensor(device, PLAN_ADAPTER, DTYPE_F32, 1, out->n_params, &out->params, err)) return -1;
     if (trained) {
         if (device_tensor(device, PLAN_GRADIENT, DTYPE_F32, 1, out->n_params, &out->grads, err)) return -1;
@@ -72,19 +83,16 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->m, err)) return -1;
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->v, err)) return -1;
     }
-    int64_t at = 0;
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
-        int64_t in = m->module->in, rows = m->module->experts * m->module->out, ranks = m->module->experts * m->r;
         decoder->slots[m->module->id].adapters[number] = (struct slot_adapter){
-            .a = part(out->params, at, ranks, in),
-            .b = part(out->params, at + adapter_a_size(m), rows, m->r),
-            .da = part(out->grads, at, ranks, in),
-            .db = part(out->grads, at + adapter_a_size(m), rows, m->r),
+            .a = matrix(out, out->params, i, ADAPTER_A),
+            .b = matrix(out, out->params, i, ADAPTER_B),
+            .da = matrix(out, out->grads, i, ADAPTER_A),
+            .db = matrix(out, out->grads, i, ADAPTER_B),
             .scale = adapter_scale(adapter, m),
             .dropout = adapter->dropout,
         };
-        at += adapter_a_size(m) + adapter_b_size(m);
     }
     return 0;
 }
@@ -98,25 +106,23 @@ void lora_detach(struct lora *lora) {
 }
 
 int lora_upload(struct lora *lora, struct error *err) {
-    struct device *device = lora->decoder->device;
-    for (int i = 0; i < lora->adapter->n_modules; i++) {
-        const struct adapter_module *m = &lora->adapter->modules[i];
-        struct tensor a = tensor_view(lora->params, lora_offset(lora, i, false), 1, adapter_a_size(m));
-        struct tensor b = tensor_view(lora->params, lora_offset(lora, i, true), 1, adapter_b_size(m));
-        if (device_write(device, a, m->a, tensor_bytes(&a), err)) return -1;
-        if (device_write(device, b, m->b, tensor_bytes(&b), err)) return -1;
+    for (int i = 0; i < lora->adapter->n_modules * ADAPTER_PARTS; i++) {
+        struct tensor t = lora_part(lora, lora->params, i / ADAPTER_PARTS, i % ADAPTER_PARTS);
+        const float *host = lora->adapter->modules[i / ADAPTER_PARTS].part[i % ADAPTER_PARTS];
+        if (host && device_write(lora->decoder->device, t, host, tensor_bytes(&t), err)) return -1;
+    }
+    return 0;
+}
+
+int lora_read(const struct lora *lora, struct tensor flat, struct adapter *out, struct error *err) {
+    for (int i = 0; i < lora->adapter->n_modules * ADAPTER_PARTS; i++) {
+        struct tensor t = lora_part(lora, flat, i / ADAPTER_PARTS, i % ADAPTER_PARTS);
+        float *host = out->modules[i / ADAPTER_PARTS].part[i % ADAPTER_PARTS];
+        if (host && device_read(lora->decoder->device, host, t, tensor_bytes(&t), err)) return -1;
     }
     return 0;
 }
 
 int lora_download(struct lora *lora, struct error *err) {
-    struct device *device = lora->decoder->device;
-    for (int i = 0; i < lora->adapter->n_modules; i++) {
-        struct adapter_module *m = &lora->adapter->modules[i];
-        struct tensor a = tensor_view(lora->params, lora_offset(lora, i, false), 1, adapter_a_size(m));
-        struct tensor b = tensor_view(lora->params, lora_offset(lora, i, true), 1, adapter_b_size(m));
-        if (device_read(device, m->a, a, tensor_bytes(&a), err)) return -1;
-        if (device_read(device, m->b, b, tensor_bytes(&b), err)) return -1;
-    }
-    return 0;
+    return lora_read(lora, lora->params, lora->adapter, err);
 }

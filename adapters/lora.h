@@ -1,4 +1,5 @@
-// A LoRA adapter on the device: one flat vector of parameters (A then B, module after module), bound to the decoder's
+// A LoRA adapter on the device: one flat vector of parameters (part after part of module after
+// module), bound to the decoder's
 // slots under an adapter number; when trained, with gradients and AdamW moments of the same layout.
 #pragma once
 
@@ -31,5 +32,8 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
 void lora_detach(struct lora *lora);                     // unbinds the slots; buffers belong to the plan
 int lora_upload(struct lora *lora, struct error *err);   // host -> device
 int lora_download(struct lora *lora, struct error *err); // device -> host
-// Offset of a module's A or B in the flat vector.
-int64_t lora_offset(const struct lora *lora, int index, bool b);
+// One of the flat vectors (gradients, moments) -> host, into an adapter of the same modules and parts.
+int lora_read(const struct lora *lora, struct tensor flat, struct adapter *out, struct error *err);
+// A part of a module's adapter in one of the flat vectors above, as one row; DTYPE_NONE where either is not there.
+struct tensor lora_part(const struct lora *lora, struct tensor flat, int index, enum adapter_part part);
+int64_t lora_offset(const struct lora *lora, int index, enum adapter_part part); // in the flat vector

@@ -123,15 +123,7 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
 
 // The gradients, written as an adapter: then every one has the name and the shape that PEFT gives it.
 static inline int parity_gradients(struct parity_run *r, const char *scratch, struct parity *out, struct error *err) {
-    struct lora *l = &r->lora;
-    for (int i = 0; i < r->adapter.n_modules; i++) {
-        struct adapter_module *m = &r->adapter.modules[i];
-        struct tensor a = tensor_view(l->grads, lora_offset(l, i, false), 1, adapter_a_size(m));
-        struct tensor b = tensor_view(l->grads, lora_offset(l, i, true), 1, adapter_b_size(m));
-        if (device_read(&r->device, m->a, a, tensor_bytes(&a), err) ||
-            device_read(&r->device, m->b, b, tensor_bytes(&b), err))
-            return -1;
-    }
+    if (lora_read(&r->lora, r->lora.grads, &r->adapter, err)) return -1;
     char path[600];
     struct safetensors got;
     snprintf(path, sizeof path, "%s/adapter_model.safetensors", scratch);

@@ -80,23 +80,21 @@ static int fill_moment(void *context, struct file_writer *out, struct error *err
     return failed ? -1 : 0;
 }
 
-// Calls visit for every (moment, module, half) with the tensor's name, place and shape.
+// Calls visit for every (moment, module, part) with the tensor's name, place and shape.
 static int each_moment(struct lora *lora,
                        int (*visit)(void *, const char *, struct tensor, const int64_t *, struct error *),
                        void *context, struct pool *pool, struct error *err) {
     for (int which = 0; which < 2; which++) {
-        for (int i = 0; i < 2 * lora->adapter->n_modules; i++) {
-            const struct adapter_module *m = &lora->adapter->modules[i / 2];
-            bool b = i % 2;
-            int64_t experts = m->module->experts;
-            int64_t shape[2] = {experts * (b ? m->module->out : m->r), b ? m->r : m->module->in};
+        for (int i = 0; i < lora->adapter->n_modules * ADAPTER_PARTS; i++) {
+            const struct adapter_module *m = &lora->adapter->modules[i / ADAPTER_PARTS];
+            enum adapter_part part = i % ADAPTER_PARTS;
+            struct adapter_shape s = adapter_part_shape(m, part);
+            struct tensor t = lora_part(lora, which ? lora->v : lora->m, i / ADAPTER_PARTS, part);
+            if (!tensor_present(&t)) continue;
             const char *name =
-                pool_printf(pool, "%s.%s.lora_%c", moment_names[which], m->module->hf_name, b ? 'B' : 'A');
+                pool_printf(pool, "%s.%s.%s", moment_names[which], m->module->hf_name, adapter_part_name(part));
             if (!name) return error_memory(err, "optimizer state", 0);
-            struct tensor flat = which ? lora->v : lora->m;
-            if (visit(context, name, tensor_view(flat, lora_offset(lora, i / 2, b), 1, shape[0] * shape[1]), shape,
-                      err))
-                return -1;
+            if (visit(context, name, t, (int64_t[]){s.rows, s.cols}, err)) return -1;
         }
     }
     return 0;
@@ -125,7 +123,7 @@ static int add_entry(void *context, const char *name, struct tensor tensor, cons
 
 static int write_moments(const char *path, struct lora *lora, struct error *err) {
     struct pool pool = {0};
-    size_t n = 4 * (size_t)lora->adapter->n_modules;
+    size_t n = 2 * ADAPTER_PARTS * (size_t)lora->adapter->n_modules;
     struct writing w = {.lora = lora,
                         .entries = pool_array(&pool, n, sizeof *w.entries),
                         .moments = pool_array(&pool, n, sizeof *w.moments)};

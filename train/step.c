@@ -5,16 +5,17 @@
 
 // A gets the learning rate, B that times lr_ratio_b; alike neighbours are one group.
 static int make_groups(struct step_engine *e, struct error *err) {
-    const struct lora *lora = e->lora;
-    int n = 2 * lora->adapter->n_modules;
+    const struct adapter *adapter = e->lora->adapter;
+    int n = ADAPTER_PARTS * adapter->n_modules;
     e->groups = mem_zalloc((size_t)n + 1, sizeof *e->groups);
     if (!e->groups) return error_memory(err, "parameter groups", (size_t)n * sizeof *e->groups);
     int64_t at = 0;
     for (int i = 0; i < n; i++) {
-        const struct adapter_module *m = &lora->adapter->modules[i / 2];
-        int64_t size = i % 2 ? adapter_b_size(m) : adapter_a_size(m);
-        float ratio = i % 2 ? e->options.lr_ratio_b : 1.0f;
+        enum adapter_part part = i % ADAPTER_PARTS;
+        int64_t size = adapter_part_size(&adapter->modules[i / ADAPTER_PARTS], part);
+        float ratio = part == ADAPTER_B ? e->options.lr_ratio_b : 1.0f;
         struct param_group *last = e->n_groups ? &e->groups[e->n_groups - 1] : NULL;
+        if (size == 0) continue;
         if (last && last->lr_ratio == ratio)
             last->end += size;
         else
