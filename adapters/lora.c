@@ -22,9 +22,9 @@ struct tensor lora_part(const struct lora *lora, struct tensor flat, int index, 
     return tensor_view(flat, lora_offset(lora, index, part), 1, size);
 }
 
-// Uniform in +-1/sqrt(cols): torch's kaiming_uniform_ with a = sqrt(5).
-static void fill_uniform(float *out, int64_t rows, int64_t cols, struct random_key key) {
-    float bound = 1.0f / sqrtf((float)cols);
+// Uniform in +-1/sqrt(inputs): torch's kaiming_uniform_ with a = sqrt(5) of a linear with so many inputs.
+static void fill_uniform(float *out, int64_t rows, int64_t cols, int64_t inputs, struct random_key key) {
+    float bound = 1.0f / sqrtf((float)inputs);
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t k = 0; k < cols; k++) {
             uint32_t bits[4];
@@ -46,19 +46,31 @@ static void fill_normal(float *out, int64_t rows, int64_t cols, double deviation
     }
 }
 
+// PEFT's "A" starts random and its "B" zero. Where PEFT took a parameter's inputs for its outputs, its A is our b.
+static void initialise_module(struct adapter_module *m, enum lora_init kind, struct random_key key) {
+    const struct module *module = m->module;
+    bool swapped = module->hf_swapped;
+    enum adapter_part first = swapped ? ADAPTER_B : ADAPTER_A, second = swapped ? ADAPTER_A : ADAPTER_B;
+    struct adapter_shape s = adapter_part_shape(m, first), t = adapter_part_shape(m, second);
+    int64_t in = swapped ? module->out : module->in; // of PEFT's A
+    // PEFT's B of a parameter is one matrix for all experts, R columns of each.
+    int64_t ranks = module->form == MODULE_PARAMETER ? (int64_t)module->experts * m->r : m->r;
+    if (kind == LORA_INIT_GAUSSIAN)
+        fill_normal(m->part[first], s.rows, s.cols, 1.0 / m->r, key);
+    else
+        fill_uniform(m->part[first], s.rows, s.cols, in, key);
+    key.step = 1; // B's own numbers
+    if (kind == LORA_INIT_RANDOM)
+        fill_uniform(m->part[second], t.rows, t.cols, ranks, key);
+    else
+        memset(m->part[second], 0, (size_t)(t.rows * t.cols) * sizeof(float));
+}
+
 void lora_initialise(struct adapter *adapter, enum lora_init kind, uint64_t seed) {
     for (int i = 0; i < adapter->n_modules; i++) {
         struct adapter_module *m = &adapter->modules[i];
         struct random_key key = {.seed = seed, .purpose_module = (uint32_t)RANDOM_INIT << 24 | (uint32_t)m->module->id};
-        if (kind == LORA_INIT_GAUSSIAN)
-            fill_normal(m->a, m->module->experts * m->r, m->module->in, 1.0 / m->r, key);
-        else
-            fill_uniform(m->a, m->module->experts * m->r, m->module->in, key);
-        key.step = 1; // B's own numbers
-        if (kind == LORA_INIT_RANDOM)
-            fill_uniform(m->b, m->module->experts * m->module->out, m->r, key);
-        else
-            memset(m->b, 0, (size_t)adapter_part_size(m, ADAPTER_B) * sizeof *m->b);
+        initialise_module(m, kind, key);
     }
 }
 

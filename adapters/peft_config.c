@@ -1,22 +1,21 @@
 // adapter_config.json: see peft_config.h. The selection rules are PEFT's (formats.md 6.2).
 #include "adapters/peft_config.h"
 
+#include "adapters/patterns.h"
 #include "data/json.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 
-enum { MAX_REGEXES = 64, MATCH_LIMIT = 20000, HEAP_KIB = 4096 };
+enum { MAX_REGEXES = 64 }; // bounds the time a hostile file can take
 
 struct reader {
     const char *path;
     const struct model *model;
     const struct json *root;
-    int regexes; // compiled so far: bounds the time a hostile file can take
+    int regexes; // compiled so far
     struct error *err;
 };
 
@@ -131,62 +130,12 @@ static bool is_name_or_ending(const char *path, size_t length, const char *name,
     return n == length || path[length - n - 1] == '.';
 }
 
-// A pattern without operators matches letter by letter, except that a dot stands for any character.
-static bool is_literal(const char *pattern) {
-    return pattern[strcspn(pattern, "\\^$*+?()[]{}|")] == '\0';
-}
-
-static bool literal_matches(const char *pattern, const char *path) {
-    size_t n = strlen(pattern), length = strlen(path);
-    if (n > length || (n < length && path[length - n - 1] != '.')) return false;
-    for (size_t i = 0; i < n; i++)
-        if (pattern[i] != '.' && pattern[i] != path[length - n + i]) return false;
-    return true;
-}
-
-// The module's name, of experts that of the first.
-static const char *module_example(const struct module *m, char *out, size_t size) {
-    const char *d = strstr(m->hf_name, "%d");
-    if (!d) return m->hf_name;
-    snprintf(out, size, "%.*s0%s", (int)(d - m->hf_name), m->hf_name, d + 2);
-    return out;
-}
-
-// Marks the modules whose whole HF name the regular expression matches.
 static int mark_matches(struct reader *r, const char *key, const char *regex, bool *marks) {
-    int code, status = 0;
-    PCRE2_SIZE where;
+    char blame[600];
     if (++r->regexes > MAX_REGEXES)
         return error_set(r->err, STATUS_DATA, "%s: more than %d regular expressions", r->path, MAX_REGEXES);
-    pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)regex, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED,
-                                         &code, &where, NULL);
-    if (!compiled) {
-        PCRE2_UCHAR text[120];
-        pcre2_get_error_message(code, text, sizeof text);
-        return error_set(r->err, STATUS_DATA, "%s: the regular expression of '%s' fails at character %zu: %s", r->path,
-                         key, (size_t)where + 1, (const char *)text);
-    }
-    pcre2_match_data *data = pcre2_match_data_create_from_pattern(compiled, NULL);
-    pcre2_match_context *context = pcre2_match_context_create(NULL);
-    if (!data || !context) status = error_memory(r->err, "a regular expression", 0);
-    if (status == 0) {
-        pcre2_set_match_limit(context, MATCH_LIMIT);
-        pcre2_set_depth_limit(context, MATCH_LIMIT);
-        pcre2_set_heap_limit(context, HEAP_KIB);
-    }
-    for (int i = 0; i < r->model->n_modules && status == 0; i++) {
-        char one[512];
-        const char *name = module_example(&r->model->modules[i], one, sizeof one);
-        int found = pcre2_match(compiled, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, context);
-        if (found < 0 && found != PCRE2_ERROR_NOMATCH)
-            status =
-                error_set(r->err, STATUS_DATA, "%s: the regular expression of '%s' takes too many steps", r->path, key);
-        marks[i] = found >= 0;
-    }
-    pcre2_match_context_free(context);
-    pcre2_match_data_free(data);
-    pcre2_code_free(compiled);
-    return status;
+    snprintf(blame, sizeof blame, "%.400s: the regular expression of '%.100s'", r->path, key);
+    return pattern_match(r->model, regex, blame, STATUS_DATA, marks, r->err);
 }
 
 // The module path's part before its layer number: "layers" of model.layers.0.self_attn.q_proj.
@@ -221,7 +170,7 @@ static int layer_allowed(struct reader *r, const struct module *m, bool *allowed
              v = pattern == v ? NULL : json_next(v)) {
             size_t length;
             const char *name = json_string(v, &length);
-            if (!name || !is_literal(name))
+            if (!name || !pattern_is_literal(name))
                 return error_set(r->err, STATUS_DATA, "%s: layers_pattern must hold plain names, as 'layers'", r->path);
             called |= layers_are_called(m, name, length);
         }
@@ -231,15 +180,15 @@ static int layer_allowed(struct reader *r, const struct module *m, bool *allowed
     return 0;
 }
 
-// Whether a list of names takes the module; `exact` = one of them is its whole path.
-static int list_takes(struct reader *r, const char *key, const struct json *list, const struct module *m, bool *taken,
+// Whether a list of names takes the module, which is called `path` there; `exact` = one of them is its whole path.
+static int list_takes(struct reader *r, const char *key, const struct json *list, const char *path, bool *taken,
                       bool *exact) {
     *taken = *exact = false;
-    size_t length = strlen(m->hf_name), n;
+    size_t length = strlen(path), n;
     for (const struct json *v = json_child(list); v; v = json_next(v)) {
         const char *name = json_string(v, &n);
         if (!name) return error_set(r->err, STATUS_DATA, "%s: '%s' holds %s", r->path, key, json_type_name(v));
-        if (n == 0 || !is_name_or_ending(m->hf_name, length, name, n)) continue;
+        if (n == 0 || !is_name_or_ending(path, length, name, n)) continue;
         *taken = true;
         *exact |= n == length;
     }
@@ -253,8 +202,8 @@ static int check_parameters(struct reader *r, const struct json *list) {
         const char *name = json_string(v, &n);
         bool found = false;
         for (int i = 0; name && i < r->model->n_modules && !found; i++) {
-            const struct module *m = &r->model->modules[i];
-            found = m->form == MODULE_PARAMETER && is_name_or_ending(m->hf_name, strlen(m->hf_name), name, n);
+            char path[PATTERN_NAME];
+            found = pattern_parameter(&r->model->modules[i], path) && is_name_or_ending(path, strlen(path), name, n);
         }
         if (!found)
             return error_set(r->err, STATUS_DATA,
@@ -267,12 +216,15 @@ static int check_parameters(struct reader *r, const struct json *list) {
 static int select_by_list(struct reader *r, const char *key, const struct json *list, bool *selected) {
     bool parameters = strcmp(key, "target_parameters") == 0;
     for (int i = 0; i < r->model->n_modules; i++) {
-        bool exact, allowed;
-        if (parameters != (r->model->modules[i].form == MODULE_PARAMETER)) continue;
-        if (list_takes(r, key, list, &r->model->modules[i], &selected[i], &exact)) return -1;
-        if (!selected[i] || exact) continue;
-        if (layer_allowed(r, &r->model->modules[i], &allowed)) return -1;
-        selected[i] = allowed;
+        const struct module *m = &r->model->modules[i];
+        bool taken, exact, allowed;
+        char path[PATTERN_NAME];
+        if (parameters ? !pattern_parameter(m, path) : m->form == MODULE_PARAMETER) continue;
+        if (list_takes(r, key, list, parameters ? path : m->hf_name, &taken, &exact)) return -1;
+        if (!taken) continue;
+        // PEFT restricts modules to layers, not parameters.
+        if (!exact && !parameters && layer_allowed(r, m, &allowed)) return -1;
+        selected[i] |= exact || parameters || allowed;
     }
     return 0;
 }
@@ -287,7 +239,8 @@ static int unselect_excluded(struct reader *r, struct pool *pool, bool *selected
     if (!regex && json_type(value) != JSON_ARRAY)
         return error_set(r->err, STATUS_DATA, "%s: exclude_modules is %s", r->path, json_type_name(value));
     for (int i = 0; i < r->model->n_modules; i++) {
-        if (!regex && list_takes(r, "exclude_modules", value, &r->model->modules[i], &marks[i], &exact)) return -1;
+        if (!regex && list_takes(r, "exclude_modules", value, r->model->modules[i].hf_name, &marks[i], &exact))
+            return -1;
         selected[i] &= !marks[i];
     }
     return 0;
@@ -342,13 +295,11 @@ static int apply_pattern(struct reader *r, struct pool *pool, const char *key, s
             !isfinite((float)value) || (float)value == 0)
             return error_set(r->err, STATUS_DATA, "%s: the value of '%.80s' in %s cannot be used", r->path, pattern,
                              key);
-        if (is_literal(pattern)) {
-            for (size_t i = 0; i < n; i++) marks[i] = literal_matches(pattern, r->model->modules[i].hf_name);
-        } else {
-            char *regex = pool_printf(pool, "(?:.*\\.)?(?:%s)", pattern);
-            if (!regex) return error_memory(r->err, "a regular expression", strlen(pattern));
-            if (mark_matches(r, key, regex, marks)) return -1;
-        }
+        if (!pattern_is_literal(pattern) && ++r->regexes > MAX_REGEXES)
+            return error_set(r->err, STATUS_DATA, "%s: more than %d regular expressions", r->path, MAX_REGEXES);
+        char blame[600];
+        snprintf(blame, sizeof blame, "%.400s: the regular expression of '%.100s'", r->path, key);
+        if (pattern_match_ending(r->model, pattern, blame, STATUS_DATA, marks, r->err)) return -1;
         for (size_t i = 0; i < n; i++) {
             if (!marks[i] || done[i]) continue;
             done[i] = true;
@@ -470,12 +421,18 @@ static int compare_strings(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+// Is it listed in target_parameters? A router is a parameter in newer versions of transformers and a linear in older
+// ones; PEFT finds it either way, but knows no dropout on parameters.
+static bool as_parameter(const struct adapter *adapter, const struct module *m) {
+    return m->form == MODULE_PARAMETER || (m->router && adapter->dropout == 0);
+}
+
 // Every module by its whole path, each expert too.
 static void put_paths(struct json_writer *w, const struct adapter *adapter) {
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
         const char *d = m->form == MODULE_EXPERTS ? strstr(m->hf_name, "%d") : NULL;
-        if (m->form == MODULE_PARAMETER) continue;
+        if (as_parameter(adapter, m)) continue;
         if (!d) json_put_string(w, m->hf_name);
         for (int e = 0; d && e < m->experts; e++) {
             char path[512];
@@ -492,7 +449,7 @@ static bool selects_exactly(const struct adapter *adapter, const struct coverage
         const struct module *m = &adapter->model->modules[i];
         bool taken = false, ours = false;
         for (size_t k = 0; k < n; k++) taken |= strcmp(names[k], m->short_name) == 0;
-        if (!taken || m->form == MODULE_PARAMETER || (m->layer >= 0 && !c->layer[m->layer])) continue;
+        if (!taken || as_parameter(adapter, m) || (m->layer >= 0 && !c->layer[m->layer])) continue;
         for (int k = 0; k < adapter->n_modules && !ours; k++) ours = adapter->modules[k].module == m;
         if (!ours) return false;
     }
@@ -505,7 +462,7 @@ static void put_targets(struct json_writer *w, const struct adapter *adapter, co
     size_t n = 0;
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
-        bool listed = m->form == MODULE_PARAMETER;
+        bool listed = as_parameter(adapter, m);
         for (size_t k = 0; k < n && !listed; k++) listed = strcmp(names[k], m->short_name) == 0;
         if (!listed) names[n++] = m->short_name;
     }
@@ -523,20 +480,20 @@ static void put_targets(struct json_writer *w, const struct adapter *adapter, co
 // Parameters by their path within a layer where every adapted layer has the same, else by their whole path.
 static void put_parameters(struct json_writer *w, const struct adapter *adapter, const struct coverage *c) {
     bool any = false;
-    for (int i = 0; i < adapter->n_modules; i++) any |= adapter->modules[i].module->form == MODULE_PARAMETER;
+    for (int i = 0; i < adapter->n_modules; i++) any |= as_parameter(adapter, adapter->modules[i].module);
     if (!any) return; // a key that older readers do not know
     int first_layer = -1;
     json_put_key(w, "target_parameters");
     json_begin_array(w);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
-        if (m->form != MODULE_PARAMETER) continue;
-        char number[32];
+        char number[32], path[PATTERN_NAME];
+        if (!as_parameter(adapter, m) || !pattern_parameter(m, path)) continue;
         snprintf(number, sizeof number, ".%d.", m->layer);
-        const char *at = strstr(m->hf_name, number);
+        const char *at = strstr(path, number);
         if (first_layer < 0) first_layer = m->layer;
         if (!c->regular || !c->all || !at)
-            json_put_string(w, m->hf_name);
+            json_put_string(w, path);
         else if (m->layer == first_layer)
             json_put_string(w, at + strlen(number));
     }
@@ -561,11 +518,11 @@ static void put_pattern(struct json_writer *w, const struct adapter *adapter, bo
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
         if (ranks ? m->r == adapter->r : m->alpha == adapter->alpha) continue;
-        char pattern[512];
-        const char *d = strstr(m->module->hf_name, "%d");
-        if (d)
-            snprintf(pattern, sizeof pattern, "%.*s[0-9]+%s", (int)(d - m->module->hf_name), m->module->hf_name, d + 2);
-        json_put_key(w, d ? pattern : m->module->hf_name);
+        char pattern[PATTERN_NAME];
+        const char *name = m->module->hf_name, *d = strstr(name, "%d");
+        if (d) snprintf(pattern, sizeof pattern, "%.*s[0-9]+%s", (int)(d - name), name, d + 2);
+        if (d || (as_parameter(adapter, m->module) && pattern_parameter(m->module, pattern))) name = pattern;
+        json_put_key(w, name);
         put_number(w, ranks ? (float)m->r : m->alpha);
     }
     json_end_object(w);

@@ -1,51 +1,24 @@
 // See targets.h.
 #include "adapters/targets.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
+#include "adapters/patterns.h"
+
+#include <stdio.h>
 #include <string.h>
 
-enum { MATCH_LIMIT = 100000 };
+static bool ends_in(const char *path, const char *name) {
+    size_t length = strlen(path), n = strlen(name);
+    if (n == 0 || n > length || strcmp(path + length - n, name) != 0) return false;
+    return n == length || path[length - n - 1] == '.';
+}
 
 static bool named(const struct module *m, const char *name) {
-    size_t length = strlen(m->hf_name), n = strlen(name);
-    if (n > length || strcmp(m->hf_name + length - n, name) != 0) return false;
-    return n == length || m->hf_name[length - n - 1] == '.';
+    return m->form != MODULE_PARAMETER && ends_in(m->hf_name, name);
 }
 
-struct matcher {
-    pcre2_code *code;
-    pcre2_match_data *data;
-    pcre2_match_context *context;
-};
-
-static void matcher_free(struct matcher *m) {
-    pcre2_match_context_free(m->context);
-    pcre2_match_data_free(m->data);
-    pcre2_code_free(m->code);
-}
-
-static int matcher_open(struct matcher *m, const char *regex, struct error *err) {
-    int code;
-    PCRE2_SIZE at;
-    *m = (struct matcher){0};
-    m->code = pcre2_compile((PCRE2_SPTR)regex, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED | PCRE2_ENDANCHORED,
-                            &code, &at, NULL);
-    if (!m->code) {
-        PCRE2_UCHAR text[120];
-        pcre2_get_error_message(code, text, sizeof text);
-        return error_set(err, STATUS_CONFIG, "lora_target_modules: the regular expression fails at character %zu: %s",
-                         (size_t)at + 1, (const char *)text);
-    }
-    m->data = pcre2_match_data_create_from_pattern(m->code, NULL);
-    m->context = pcre2_match_context_create(NULL);
-    if (!m->data || !m->context) {
-        matcher_free(m);
-        return error_memory(err, "a regular expression", 0);
-    }
-    pcre2_set_match_limit(m->context, MATCH_LIMIT);
-    pcre2_set_depth_limit(m->context, MATCH_LIMIT);
-    return 0;
+static bool parameter_named(const struct module *m, const char *name) {
+    char path[PATTERN_NAME];
+    return pattern_parameter(m, path) && ends_in(path, name);
 }
 
 static bool in_layers(const struct target_options *o, int layer) {
@@ -53,6 +26,24 @@ static bool in_layers(const struct target_options *o, int layer) {
         if (o->layers[i] == layer) return true;
     }
     return o->n_layers == 0;
+}
+
+// The names of parameters that the model has, for a message.
+static int unknown_parameter(const struct model *model, const char *name, struct error *err) {
+    struct text known = {0};
+    char path[PATTERN_NAME], number[32];
+    for (int k = 0, first = -1; k < model->n_modules; k++) {
+        const struct module *m = &model->modules[k];
+        if (!pattern_parameter(m, path) || (first >= 0 && m->layer != first)) continue;
+        first = m->layer;
+        snprintf(number, sizeof number, ".%d.", m->layer);
+        const char *at = strstr(path, number);
+        text_printf(&known, "%s%s", known.length ? ", " : "", at ? at + strlen(number) : path);
+    }
+    error_set(err, STATUS_CONFIG, "lora_target_parameters: the base has no parameter '%s'%s%s", name,
+              known.length ? "; it has " : "; it is no mixture of experts", text_str(&known));
+    text_free(&known);
+    return -1;
 }
 
 static int check(const struct model *model, const struct target_options *o, struct error *err) {
@@ -73,31 +64,31 @@ static int check(const struct model *model, const struct target_options *o, stru
                 o->names[i]);
         }
     }
+    for (size_t i = 0; i < o->n_parameters; i++) {
+        bool found = false;
+        for (int k = 0; k < model->n_modules; k++) found |= parameter_named(&model->modules[k], o->parameters[i]);
+        if (!found) return unknown_parameter(model, o->parameters[i], err);
+    }
     return 0;
 }
 
 int targets_select(const struct model *model, const struct target_options *o, int *ids, int *n, struct error *err) {
-    struct matcher matcher = {0};
     *n = 0;
-    if (check(model, o, err) || (o->regex && matcher_open(&matcher, o->regex, err))) return -1;
-    int failed = 0;
+    if (check(model, o, err)) return -1;
+    bool *marks = mem_zalloc((size_t)model->n_modules, sizeof *marks);
+    if (!marks) return error_memory(err, "adapter targets", (size_t)model->n_modules);
+    int failed = o->regex ? pattern_match(model, o->regex, "lora_target_modules: the regular expression", STATUS_CONFIG,
+                                          marks, err)
+                          : 0;
     for (int k = 0; k < model->n_modules && !failed; k++) {
         const struct module *m = &model->modules[k];
-        bool hit = o->all_linear && !m->router && (m->form == MODULE_LINEAR || m->form == MODULE_EXPERTS);
-        if (m->form == MODULE_PARAMETER) continue;
+        bool linear = m->form == MODULE_LINEAR || m->form == MODULE_EXPERTS, hit = false;
+        if (m->form != MODULE_PARAMETER) hit = marks[k] || (o->all_linear && linear && !m->router);
         for (size_t i = 0; i < o->n_names; i++) hit |= named(m, o->names[i]);
-        if (o->regex && !hit) {
-            int got = pcre2_match(matcher.code, (PCRE2_SPTR)m->hf_name, strlen(m->hf_name), 0, 0, matcher.data,
-                                  matcher.context);
-            hit = got >= 0;
-            if (got < 0 && got != PCRE2_ERROR_NOMATCH) {
-                failed = error_set(err, STATUS_CONFIG,
-                                   "lora_target_modules: the regular expression takes too long on '%s'", m->hf_name);
-            }
-        }
+        for (size_t i = 0; i < o->n_parameters; i++) hit |= parameter_named(m, o->parameters[i]);
         if (hit && in_layers(o, m->layer)) ids[(*n)++] = m->id;
     }
-    if (o->regex) matcher_free(&matcher);
+    mem_free(marks);
     if (!failed && *n == 0)
         failed = error_set(err, STATUS_CONFIG, "lora_target_modules: no linear of the model is selected");
     return failed;

@@ -7,7 +7,9 @@ struct target_options {
     const char *regex;        // must match a module's whole HF name; NULL = by names
     const char *const *names; // a module matches when its HF name is one of these or ends with "." + one
     size_t n_names;
-    bool all_linear;       // every linear but the output head
+    bool all_linear;               // every linear but the output head and routers
+    const char *const *parameters; // likewise for experts in one parameter, and for a router's "mlp.gate.weight"
+    size_t n_parameters;
     const int64_t *layers; // only these layers; n_layers 0 = all
     size_t n_layers;
 };

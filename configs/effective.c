@@ -105,12 +105,24 @@ static bool value_write(const struct config_key *key, const void *member, struct
         else
             quoted(out, string);
         return true;
+    case KEY_NAMES:
     case KEY_STRINGS: strings(out, member); return ((const struct config_strings *)member)->count > 0;
     case KEY_INTS: {
         const struct config_ints *ints = member;
         for (size_t i = 0; i < ints->count; i++) text_printf(out, "%s%lld", i ? ", " : "[", (long long)ints->items[i]);
         text_add(out, "]");
         return ints->count > 0;
+    }
+    case KEY_PATTERNS: {
+        const struct config_patterns *patterns = member;
+        text_char(out, '{');
+        for (size_t i = 0; i < patterns->count; i++) {
+            text_add(out, i ? ", " : "");
+            quoted(out, patterns->keys[i]);
+            text_printf(out, ": %lld", (long long)patterns->values[i]);
+        }
+        text_char(out, '}');
+        return patterns->count > 0;
     }
     case KEY_TARGETS: {
         const struct config_targets *targets = member;

@@ -36,6 +36,8 @@ const char *key_type_name(enum key_type type) {
                                                       "list of strings",
                                                       "list of ints",
                                                       "string or list",
+                                                      "string or list",
+                                                      "map of ints",
                                                       "map of lists",
                                                       "list of maps",
                                                       "map",
@@ -158,7 +160,9 @@ const struct key_choice *key_find_choice(const struct config_key *key, const cha
 }
 
 void key_write_range(const struct config_key *key, struct text *out) {
-    if (key->type != KEY_INT && key->type != KEY_FLOAT && key->type != KEY_STEPS && key->type != KEY_INTS) return;
+    if (key->type != KEY_INT && key->type != KEY_FLOAT && key->type != KEY_STEPS && key->type != KEY_INTS &&
+        key->type != KEY_PATTERNS)
+        return;
     if (key->status != KEY_WORKS) return;
     if (key->low == ABOVE_ZERO)
         text_add(out, "above 0");

@@ -23,6 +23,8 @@ enum key_type {
     KEY_STRINGS,  // struct config_strings
     KEY_INTS,     // struct config_ints
     KEY_TARGETS,  // struct config_targets: a regular expression or a list of names
+    KEY_NAMES,    // struct config_strings: a list of names, or one
+    KEY_PATTERNS, // struct config_patterns: a map from regular expressions to whole numbers
     KEY_ROLES,    // struct config_roles: a map from target role to a list of source roles
     KEY_DATASETS, // struct config_datasets: a list of maps, keys of scope SCOPE_DATASET
     KEY_GROUP,    // a map whose keys are the rows "name.*"

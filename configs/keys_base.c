@@ -131,11 +131,19 @@ const struct config_key keys_adapter[] = {
           "Modules that get an adapter: a list of names (`q_proj`), one regular expression for whole names, or "
           "`all-linear`."),
     BOOL(lora_target_linear, "", "Give an adapter to every linear layer except the output head."),
-    NOT_YET("lora_target_parameters", KEY_ANY, "", "Adapters on three-dimensional expert weights."),
+    WORKS(
+        lora_target_parameters, KEY_NAMES, "",
+        "Experts that the model holds in one parameter (`mlp.experts.gate_up_proj`), or a router (`mlp.gate.weight`). "
+        "Needs `lora_dropout: 0`."),
     NOT_YET("lora_modules_to_save", KEY_STRINGS, "", "Modules to train and save whole (embed_tokens, lm_head)."),
     NOT_YET("lora_fan_in_fan_out", KEY_BOOL, "", "The base stores its weights transposed (GPT-2)."),
-    NOT_YET("lora_rank_pattern", KEY_DICT, "", "Rank per module, by regular expression."),
-    NOT_YET("lora_alpha_pattern", KEY_DICT, "", "Alpha per module, by regular expression."),
+    WORKS(
+        lora_rank_pattern, KEY_PATTERNS, "",
+        "Rank of some modules: a map from the end of a module's name, or a regular expression for it, to the rank. The "
+        "first that matches counts.",
+        .low = 1, .high = 1024),
+    WORKS(lora_alpha_pattern, KEY_PATTERNS, "", "Alpha of some modules, as lora_rank_pattern.", .low = 1,
+          .high = 65536),
     WORKS(peft_layers_to_transform, KEY_INTS, "", "Layers that get adapters, counted from 0. Empty: all.", .low = 0,
           .high = 4095),
     NOT_YET("peft_layers_pattern", KEY_STRINGS, "", "Name of the list of layers in an unusual model."),

@@ -53,8 +53,11 @@ static void check_adapter(const struct resolver *r) {
         c->lora_target_modules = (struct config_targets){0};
         c->lora_target_linear = true;
     }
-    bool named = c->lora_target_modules.regex || c->lora_target_modules.names.count;
+    bool named = c->lora_target_modules.regex || c->lora_target_modules.names.count || c->lora_target_parameters.count;
     const struct yaml_node *modules = given(r, "lora_target_modules");
+    if (c->lora_target_parameters.count && c->lora_dropout > 0)
+        loader_problem(r->l, given(r, "lora_target_parameters"),
+                       "lora_target_parameters needs lora_dropout: 0 (PEFT computes no dropout on parameters)");
     if (named || c->lora_target_linear || c->lora_model_dir) return;
     if (!modules)
         loader_problem(r->l, NULL, "no module to adapt: set lora_target_linear: true or list lora_target_modules");

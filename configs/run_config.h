@@ -49,6 +49,11 @@ struct config_ints {
     int64_t *items;
     size_t count;
 };
+struct config_patterns { // a regular expression for module names -> a number, in the order of the file
+    const char **keys;
+    int64_t *values;
+    size_t count;
+};
 
 // When something happens during a run.
 enum config_when_kind {
@@ -106,6 +111,8 @@ struct run_config {
         const char *regex;           // matches whole module names; NULL = use names
         struct config_strings names; // last parts of module names
     } lora_target_modules;
+    struct config_strings lora_target_parameters; // experts in one parameter, routers
+    struct config_patterns lora_rank_pattern, lora_alpha_pattern;
     bool peft_use_rslora;
     struct config_ints peft_layers_to_transform; // empty = all layers
     enum config_init peft_init_lora_weights;

@@ -182,6 +182,38 @@ static void store_targets(struct loader *l, const struct config_key *key, const 
     memcpy(member(key, base), &targets, sizeof targets);
 }
 
+static void store_names(struct loader *l, const struct config_key *key, const char *path, const struct yaml_node *node,
+                        void *base) {
+    struct config_strings names = {0};
+    if (node->kind == YAML_MAP) {
+        wrong(l, path, node, "a list of names, or one name");
+        return;
+    }
+    if (node->kind == YAML_LIST) {
+        if (!strings_value(l, path, node, &names)) return;
+    } else {
+        names = (struct config_strings){loader_have(l, pool_array(l->pool, 1, sizeof(char *))), 1};
+        if (!names.items || !(names.items[0] = string_value(l, path, node))) return;
+    }
+    memcpy(member(key, base), &names, sizeof names);
+}
+
+static void store_patterns(struct loader *l, const struct config_key *key, const char *path,
+                           const struct yaml_node *node, void *base) {
+    if (node->kind != YAML_MAP) {
+        wrong(l, path, node, "a map such as {down_proj: 32}");
+        return;
+    }
+    struct config_patterns made = {loader_have(l, pool_array(l->pool, node->count + 1, sizeof(char *))),
+                                   loader_have(l, pool_array(l->pool, node->count + 1, sizeof(int64_t))), 0};
+    if (!made.keys || !made.values) return;
+    for (const struct yaml_node *item = node->first; item; item = item->next, made.count++) {
+        if (!int_value(l, key, path, item, &made.values[made.count])) return;
+        made.keys[made.count] = item->key;
+    }
+    memcpy(member(key, base), &made, sizeof made);
+}
+
 // {target: [source, ...]}, one string allowed instead of a list; flattened to pairs.
 static void store_roles(struct loader *l, const struct config_key *key, const char *path, const struct yaml_node *node,
                         void *base) {
@@ -251,6 +283,8 @@ void value_store(struct loader *l, const struct config_key *key, const char *pat
     case KEY_STRINGS: store_strings(l, key, path, node, base); return;
     case KEY_INTS: store_ints(l, key, path, node, base); return;
     case KEY_TARGETS: store_targets(l, key, path, node, base); return;
+    case KEY_NAMES: store_names(l, key, path, node, base); return;
+    case KEY_PATTERNS: store_patterns(l, key, path, node, base); return;
     case KEY_ROLES: store_roles(l, key, path, node, base); return;
     case KEY_DATASETS:
     case KEY_GROUP:

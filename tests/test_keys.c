@@ -74,6 +74,8 @@ TEST(members_do_not_overlap) {
                                                  sizeof(struct config_strings),
                                                  sizeof(struct config_ints),
                                                  sizeof(struct config_targets),
+                                                 sizeof(struct config_strings),
+                                                 sizeof(struct config_patterns),
                                                  sizeof(struct config_roles),
                                                  sizeof(struct config_datasets)};
     uint8_t used[2][sizeof(struct run_config)] = {0};
@@ -127,6 +129,9 @@ static const char *const working[] = {
     "lora_model_dir",
     "lora_target_modules",
     "lora_target_linear",
+    "lora_target_parameters",
+    "lora_rank_pattern",
+    "lora_alpha_pattern",
     "peft_layers_to_transform",
     "peft_use_rslora",
     "peft_init_lora_weights",
@@ -220,8 +225,6 @@ static const char *const without_effect[] = {
 };
 static const char *const later[] = {
     "lora_modules_to_save",
-    "lora_rank_pattern",
-    "lora_alpha_pattern",
     "peft_use_dora",
     "peft_trainable_token_indices",
     "quantize_moe_experts",

@@ -509,7 +509,18 @@ def other_targets_and_options():
     train(t, "lora_target_linear=false", "lora_target_modules=[q_proj, v_proj]", "peft_use_rslora=true", out="a")
     train(t, "lora_target_linear=false", "lora_target_modules=.*mlp.(up|down)_proj", "lora_dropout=0.1", "gradient_checkpointing=true", out="b")
     train(t, "peft_layers_to_transform=[1]", "neftune_noise_alpha=5", "group_by_length=true", "sample_packing=false", "micro_batch_size=3", out="c")
-    train(t, f"lora_model_dir={t}/a", "generate_samples=true", "eval_steps=5", "num_generation_samples=2", "generation_max_new_tokens=10", out="d")
+    train(t, f"lora_model_dir={t}/a", "lora_target_linear=false", "peft_use_rslora=true", "generate_samples=true", "eval_steps=5", "num_generation_samples=2", "generation_max_new_tokens=10", out="d")
+    again = ["train", f"{t}/config.yml", f"lora_model_dir={t}/a", f"output_dir={t}/no"]
+    expect(78, "no adapter on model.layers.0.self_attn.k_proj, which the configuration selects", args=again)
+    expect(78, "has rank 4 on model.layers.0.self_attn.q_proj, the configuration says 5", args=again + ["lora_target_linear=false", "lora_r=5"])
+    expect(78, "scales by 4", args=again + ["lora_target_linear=false", "peft_use_rslora=true", "lora_alpha=6"])
+    train(t, "lora_rank_pattern={q_proj: 2, 'layers.1.mlp.*': 6}", "lora_alpha_pattern={down_proj: 3}", out="p")
+    with open(f"{t}/p/adapter_config.json") as f:
+        config = json.load(f)
+    check(config["rank_pattern"]["model.layers.0.self_attn.q_proj"] == 2 and config["rank_pattern"]["model.layers.1.mlp.up_proj"] == 6 and
+          config["alpha_pattern"] == {f"model.layers.{i}.mlp.down_proj": 3 for i in range(2)}, f"patterns: {config}")
+    expect(78, "'x_proj' matches no module", args=["train", f"{t}/config.yml", "lora_rank_pattern={x_proj: 2}", f"output_dir={t}/no"])
+    expect(78, "the base has no parameter 'experts.w'; it is no mixture", args=["train", f"{t}/config.yml", "lora_target_parameters=experts.w", f"output_dir={t}/no"])
     check(any("samples" in x for x in log(f"{t}/d")), "no samples in the log")
     for scheduler in ("constant", "constant_with_warmup", "linear", "cosine", "rex", "one_cycle", "inverse_sqrt", "polynomial"):
         out = train(t, f"lr_scheduler={scheduler}", "max_steps=6", "warmup_steps=2", out=f"s-{scheduler}")

@@ -44,6 +44,15 @@ def latent(**more):
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
+
+
+def small(**more):
+    """For variants of LoRA: the family is known, the files shall be small."""
+    base = sizes(hidden_size=20, intermediate_size=28, num_attention_heads=4, num_key_value_heads=2, head_dim=6)
+    base.update(more)
+    return base
+
+
 # name: (model type, config, targets, options). Options: old = config.json as transformers 4 wrote it.
 CASES = {
     "llama": ("llama", sizes(), QKVO + MLP, {}),
@@ -156,6 +165,19 @@ def unpacked(folder, values):
 
 
 PACKED = r"(\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_scale|weight_scale_inv)|\.weight\.\w+|\.quant_state\.\w+|_blocks|_scales)$"
+
+
+# Variants of LoRA, on small models of families that are compared above.
+CASES.update({
+    "lora-router": ("qwen3_moe", small(moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2), ["q_proj", "o_proj"],
+                    {"parameters": ["mlp.gate.weight", "experts.down_proj"],
+                     "lora": {"rank_pattern": {"gate.weight": 2, "layers.0.*down_proj": 4}, "alpha_pattern": {"^model.layers.1.*o_proj": 3}}}),
+    "lora-router-gpt-oss": ("gpt_oss", small(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=1),
+                            ["v_proj"], {"parameters": ["mlp.router.weight", "experts.gate_up_proj"], "lora": {"use_rslora": True}}),
+    "lora-router-llama4": ("llama4_text", small(intermediate_size=12, intermediate_size_mlp=28, num_local_experts=3, num_experts_per_tok=1,
+                                                num_hidden_layers=1, interleave_moe_layer_step=1), [],
+                           {"parameters": ["router.weight", "experts.gate_up_proj"]}),
+})
 
 
 def randomise(model, seed):
