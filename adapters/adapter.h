@@ -79,8 +79,10 @@ int peft_parse(const char *name, const struct text *config, const uint8_t *tenso
                const struct model *model, struct adapter *out, struct error *err);
 
 // --- llama.cpp adapter (formats.md 7), F32 tensors, GGUF row order. The file has one alpha: where modules' scales
-// differ, B carries the difference.
+// differ, B carries the difference. Refused (65): modules that llama.cpp's graph of this family would load and ignore.
 int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err);
+// The first such module's name, and how many there are; NULL when llama.cpp applies all of the adapter.
+const char *gguf_adapter_ignored(const struct adapter *adapter, int *count);
 int gguf_adapter_read(const char *path, const struct model *model, struct adapter *out, struct error *err);
 int gguf_adapter_parse(const char *name, const uint8_t *bytes, size_t length, const struct model *model,
                        struct adapter *out, struct error *err);

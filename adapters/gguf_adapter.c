@@ -89,7 +89,32 @@ static void put_module(struct gguf_writer *w, struct pool *pool, const struct ad
     }
 }
 
+// Is the tensor "blk.N.STEM.weight", or "STEM.weight", one of "STEM|STEM"?
+static bool is_listed(const char *list, const char *tensor) {
+    if (strncmp(tensor, "blk.", 4) == 0) tensor += 4, tensor += strcspn(tensor, ".") + 1;
+    return list && family_names(list, tensor, strcspn(tensor, "."));
+}
+
+const char *gguf_adapter_ignored(const struct adapter *adapter, int *count) {
+    const struct family *family = adapter->model->family;
+    const char *first = NULL;
+    *count = 0;
+    for (int i = 0; i < adapter->n_modules && family; i++) {
+        const struct module *m = adapter->modules[i].module;
+        if (!is_listed(family->gguf_deaf, m->tensors[0].name)) continue;
+        if ((*count)++ == 0) first = m->hf_name;
+    }
+    return first;
+}
+
 int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err) {
+    int ignored;
+    const char *first = gguf_adapter_ignored(adapter, &ignored);
+    if (first)
+        return error_set(err, STATUS_DATA,
+                         "%s: llama.cpp would load the adapters of %s%s and ignore them, as its %s graph multiplies by "
+                         "these weights directly: serve the PEFT folder, or train without them (lora_target_modules)",
+                         path, first, ignored > 1 ? " and others" : "", adapter->model->arch.family);
     struct gguf_writer w = {0};
     struct pool pool = {0};
     struct output out = {0};

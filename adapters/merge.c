@@ -109,6 +109,10 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
         if (t->ne[0] % format->block != 0)
             return error_set(err, STATUS_DATA, "%s: rows of %lld cannot be stored as %s; use --type f16", t->name,
                              (long long)t->ne[0], format->name);
+        if (merged->m->module->parts[merged->first].w->turned_rows)
+            return error_set(err, STATUS_USAGE,
+                             "%s: '%s' stores the rows of %s turned: merging into it is not in this version",
+                             adapter->model->path, t->name, merged->m->module->hf_name);
         merged->format = format;
         merged->scale = adapter_scale(adapter, merged->m);
         gguf_put_tensor_later(w, t->name, format->ggml_type, t->n_dims, t->ne, write_rows, merged);

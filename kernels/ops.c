@@ -417,10 +417,10 @@ static int check_gate(const struct check *c) {
 static int check_mla_keys(const struct check *c) {
     const struct op_call *call = c->call;
     int64_t t = call->in[0].rows, h = call->p.mla.heads, nope = call->p.mla.nope, v = call->p.mla.v_dim;
-    if (h < 1 || nope < 1 || v < 1) return param_error(c, "sizes out of range");
+    if (h < 1 || nope < 1 || v < 0) return param_error(c, "sizes out of range");
     return want_in(c, 0, WANT_ACT, ANY, h * (nope + v)) || want_in(c, 1, WANT_ACT, t, ANY) ||
                    want_out(c, 0, WANT_ACT, t, h * (nope + call->in[1].cols), &call->in[0]) ||
-                   want_out(c, 1, WANT_ACT, t, h * v, &call->in[0])
+                   (v > 0 && want_out(c, 1, WANT_ACT, t, h * v, &call->in[0]))
                ? -1
                : 0;
 }

@@ -26,7 +26,7 @@ enum op {
     OP_ADD,          // in: x, r (T,D); out: s = x + scale r (T,D)
     OP_GATE,         // in: x (T,D), g (T,1); out: y = sigmoid(g) x (T,D)
     OP_MLA_KEYS,     // in: kv (T,H*(Kn+Kv)) = per head {nope, v}, r (T,Kr); out: k (T,H*(Kn+Kr)) = per head {nope, r},
-                     // v (T,H*Kv)
+                     // v (T,H*Kv); no v where Kv is 0
     OP_MOE_ROUTE,    // in: logits (T,E); out: weights (T,k) f32, map (S,2) i32, offsets (E+1,1) i32. map row s = {pair
                   // that stands at s, place of pair s}, pair = token * k + choice; the rows of expert e are offsets[e]
                   // .. offsets[e + 1]

@@ -49,6 +49,9 @@ struct weight {
     const char *name;    // as in the file, for messages; borrowed
     size_t stride;       // bytes from one stored row to the next; 0 = rows follow one another
     bool transposed;     // stored as (in, out): formats of single numbers only
+    // Transposed: stored as blocks (in, turned_rows), one after another; each block is so many rows on their side. Any
+    // format whose blocks divide turned_rows. 0 = one block of all rows.
+    int64_t turned_rows;
     const struct weight_tables *tables; // NULL for formats whose rows stand for themselves
     int64_t first_row;                  // of the view in the stored matrix, where there are tables (data: the matrix's)
     int segment;
@@ -57,7 +60,8 @@ struct weight {
 
 // Bytes from one stored row to the next.
 static inline size_t weight_stride(const struct weight *w) {
-    return w->stride ? w->stride : quant_row_bytes(w->format, w->transposed ? w->rows : w->cols);
+    int64_t turned = w->turned_rows ? w->turned_rows : w->rows;
+    return w->stride ? w->stride : quant_row_bytes(w->format, w->transposed ? turned : w->cols);
 }
 // Bytes from `data` to the end of what the weight reads, without its tables.
 size_t weight_bytes(const struct weight *w);
@@ -67,5 +71,7 @@ size_t weight_stored_bytes(const struct weight *w);
 // Elements (row, col) .. (row, col + count) as floats. The reference for every faster way; any range, any format.
 void weight_decode(const struct weight *w, int64_t row, int64_t col, int64_t count, float *out);
 
-// Rows [begin, begin + rows) of a weight as a weight. The name, segment and id stay.
+// Rows [begin, begin + rows) of a weight as a weight, whole blocks of turned ones. The name, segment and id stay.
 struct weight weight_rows(const struct weight *w, int64_t begin, int64_t rows);
+// Block `i` of turned rows as it is stored: a weight (in, turned_rows), row c of which is column c of those rows.
+struct weight weight_turned_block(const struct weight *w, int64_t i);

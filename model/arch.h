@@ -73,6 +73,7 @@ struct layer_arch {
 struct latent_arch { // multi-head latent attention, where kv_rank > 0
     int q_rank;      // 0 = queries are projected at once
     int kv_rank, nope, rope;
+    bool split; // keys and values come from two matrices
     float norm_eps;
 };
 

@@ -202,17 +202,21 @@ static int project_latent(struct build *b, int l, struct qkv *x) {
     const struct layer_arch *a = &arch->layer[l];
     const struct latent_arch *m = &arch->latent;
     enum linear_kind kinds[] = {m->q_rank > 0 ? LINEAR_Q_A : LINEAR_Q, LINEAR_KV_A, LINEAR_K_ROPE};
+    static const enum linear_kind both[] = {LINEAR_K_B, LINEAR_V_B};
     int out[OP_MAX_OUT], kv;
     if (linears(b, l, kinds, 3, b->y, out)) return -1;
     int rest = out[2];
     x->q = out[0];
     struct norm_at q_norm = layer_norm_at(b, l, NORM_Q_LATENT), kv_norm = layer_norm_at(b, l, NORM_KV_LATENT);
     if (m->q_rank > 0 && (build_norm(b, x->q, &q_norm, &x->q) || linear(b, l, LINEAR_Q_B, x->q, &x->q))) return -1;
-    if (build_norm(b, out[1], &kv_norm, &kv) || linear(b, l, LINEAR_KV_B, kv, &kv)) return -1;
+    if (build_norm(b, out[1], &kv_norm, &kv)) return -1;
+    if (m->split ? linears(b, l, both, 2, kv, out) : linear(b, l, LINEAR_KV_B, kv, out)) return -1;
     if (turn(b, a->rope_q, a->head_dim, m->nope, &x->q, NULL) || turn(b, a->rope_k, m->rope, 0, &rest, NULL)) return -1;
-    union op_params p = {.mla = {.heads = a->heads, .nope = m->nope, .v_dim = a->v_dim}};
-    if (record(b, OP_MLA_KEYS, (int[]){kv, rest}, 2, &p, out)) return -1;
-    x->k = out[0], x->v = out[1];
+    union op_params p = {.mla = {.heads = a->heads, .nope = m->nope, .v_dim = m->split ? 0 : a->v_dim}};
+    x->v = out[1];
+    if (record(b, OP_MLA_KEYS, (int[]){out[0], rest}, 2, &p, out)) return -1;
+    x->k = out[0];
+    if (!m->split) x->v = out[1];
     return 0;
 }
 

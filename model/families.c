@@ -84,6 +84,8 @@ const struct family family_table[] = {
                                  TENSOR_PARAMETER | TENSOR_BARE | TENSOR_STACKED | TENSOR_TURNED | TENSOR_SWAPPED),
                     SHARED("feed_forward.shared_expert")},
         .norms = {PRE_NORMS},
+        .wrapped_root = "language_model.model.",
+        .wrapped_head = "language_model.",
         .map = map_llama4,
     },
     {
@@ -174,6 +176,11 @@ const struct family family_table[] = {
                      .n_parts = 2,
                      .parts = {LINEAR_KV_A, LINEAR_K_ROPE}},
                     LINEAR("self_attn.kv_b_proj", "attn_kv_b", LINEAR_KV_B),
+                    {.hf = "self_attn.kv_b_proj",
+                     .gguf = "attn_k_b|attn_v_b",
+                     .n_parts = 2,
+                     .parts = {LINEAR_K_B, LINEAR_V_B},
+                     .flags = TENSOR_BY_HEAD},
                     LINEAR("self_attn.o_proj", "attn_output", LINEAR_O),
                     MLP,
                     MLP_EXPERTS,
@@ -183,6 +190,7 @@ const struct family family_table[] = {
                   NORM(NORM_KV_LATENT, "self_attn.kv_a_layernorm", "attn_kv_a_norm")},
         .router_bias_hf = "mlp.gate.e_score_correction_bias",
         .router_bias_gguf = "exp_probs_b.bias",
+        .gguf_deaf = "attn_q|attn_q_a|attn_q_b|attn_kv_a_mqa|attn_kv_b|attn_k_b|attn_v_b|output",
         .map = map_deepseek,
     },
     {

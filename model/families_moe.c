@@ -101,6 +101,7 @@ static void deepseek_attention(struct hparams *h, struct arch *a) {
     m->kv_rank = (int)hp_int(h, "kv_lora_rank", "attention.kv_lora_rank", 1, 1 << 20, HP_REQUIRED);
     m->rope = (int)hp_int(h, "qk_rope_head_dim", "rope.dimension_count", 2, 4096, HP_REQUIRED);
     int64_t key = hp_int(h, NULL, "attention.key_length_mla", 4, 8192, 0);
+    m->split = h->gguf && key > 0; // old files have neither the key nor the split
     if (h->gguf && key == 0) key = hp_int(h, NULL, "attention.key_length", 4, 8192, HP_REQUIRED);
     int64_t v = hp_int(h, NULL, "attention.value_length_mla", 2, 8192, 0);
     if (h->gguf && v == 0) v = hp_int(h, NULL, "attention.value_length", 2, 8192, HP_REQUIRED);
@@ -154,7 +155,7 @@ void map_deepseek(struct hparams *h, struct arch *a) {
     if (h->failed) return;
     m->gate = strcmp(scoring, "sigmoid") == 0 ? MOE_SIGMOID : MOE_SOFTMAX;
     m->group_pairs = m->gate == MOE_SIGMOID;
-    if (strcmp(method, "greedy") == 0) m->groups = m->groups_used = 1;
+    if (!h->gguf && strcmp(method, "greedy") == 0) m->groups = m->groups_used = 1;
     a->moe.shared_ffn = (int)shared * a->moe.ffn;
     for (int l = 0; l < a->layers; l++) a->layer[l].moe = l >= dense && l % step == 0;
     if (m->experts % m->groups != 0 || m->groups_used > m->groups)

@@ -16,6 +16,8 @@ enum linear_kind {
     LINEAR_KV_A,
     LINEAR_K_ROPE,
     LINEAR_KV_B,
+    LINEAR_K_B, // where keys and values come from two matrices instead (GGUF)
+    LINEAR_V_B,
     LINEAR_O,
     LINEAR_GATE, // dense MLP
     LINEAR_UP,
@@ -43,6 +45,7 @@ enum tensor_flags {
     TENSOR_PARAMETER = 32, // PEFT: a target parameter (lora_target_parameters), no module
     TENSOR_ROUTER = 64,    // not reached by lora_target_linear
     TENSOR_SWAPPED = 128,  // PEFT takes the inputs of this parameter for its outputs
+    TENSOR_BY_HEAD = 256,  // the parts take turns head by head; GGUF has a tensor (H, ...) of each, K_B's heads turned
 };
 
 enum { FAMILY_PARTS = 3, FAMILY_LINEARS = 24, FAMILY_NORMS = 10 };
@@ -72,8 +75,11 @@ struct family {
     const char *sinks_hf, *sinks_gguf; // per layer; NULL = none
     const char *router_bias_hf, *router_bias_gguf; // per MoE layer
     bool head_bias;
+    const char *gguf_deaf; // GGUF tensors whose adapters llama.cpp's graph ignores, "attn_q|output"; NULL = none
     // Hugging Face's names; NULL: "model.", "layers", "embed_tokens", "norm".
     const char *hf_root, *hf_layers, *hf_embed, *hf_norm;
+    // Before the modules and the head of the text model in a multimodal one; NULL: "model.language_model.", "".
+    const char *wrapped_root, *wrapped_head;
     // Fills arch; arch->layer has room for arch->layers rows afterwards (allocate from h->pool).
     void (*map)(struct hparams *h, struct arch *arch);
 };

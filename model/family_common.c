@@ -149,7 +149,9 @@ static void rope_gguf(struct hparams *h, struct arch *arch, struct rope_arch *r,
     if (r->long_divisors && r->short_divisors) r->scaling = ROPE_SCALING_LONGROPE;
     if (r->scaling == ROPE_SCALING_LONGROPE && (!r->long_divisors || !r->short_divisors))
         hp_error(h, "longrope without its tensors rope_factors_long and rope_factors_short");
-    if (r->scaling == ROPE_SCALING_YARN) r->magnitude = yarn_size(r->factor, 1);
+    double all = hp_float(h, NULL, "rope.scaling.yarn_log_multiplier", 0); // mscale_all_dim; mscale is taken for 1
+    if (r->scaling == ROPE_SCALING_YARN)
+        r->magnitude = yarn_size(r->factor, 1) / (all != 0 ? yarn_size(r->factor, all) : 1);
     r->magnitude *= hp_float(h, NULL, "rope.scaling.attn_factor", 1);
 }
 

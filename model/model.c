@@ -50,17 +50,18 @@ static int map_gguf(struct loader *l) {
 // What stands before "layers.0." in a Hugging Face file: text models in a multimodal one lie deeper. Adapters of a
 // GGUF base are named after it, too.
 static void find_root(struct loader *l) {
-    static const char *const roots[][2] = {{"model.", "model."},
-                                           {"language_model.model.", "model.language_model."},
-                                           {"model.language_model.", "model.language_model."},
-                                           {"", "model."}};
+    static const char *const roots[] = {"model.", "language_model.model.", "model.language_model.", ""};
     l->root = l->module_root = l->family->hf_root ? l->family->hf_root : "model.";
+    l->head_root = "";
     if (l->family->hf_root || l->base->kind == BASE_GGUF) return;
     for (size_t i = 0; i < COUNT_OF(roots); i++) {
         char name[96];
-        snprintf(name, sizeof name, "%sembed_tokens.weight", roots[i][0]);
+        snprintf(name, sizeof name, "%sembed_tokens.weight", roots[i]);
         if (!base_find(l->base, name, NULL)) continue;
-        l->root = roots[i][0], l->module_root = roots[i][1];
+        l->root = roots[i];
+        bool wrapped = strstr(l->root, "language_model") != NULL;
+        if (wrapped) l->module_root = l->family->wrapped_root ? l->family->wrapped_root : "model.language_model.";
+        if (wrapped && l->family->wrapped_head) l->head_root = l->family->wrapped_head;
         return;
     }
 }
@@ -257,9 +258,9 @@ bool model_has_weights(const struct model *m) {
 int64_t module_file_row(const struct module *m, int64_t hf_row) {
     for (int i = 0; i < m->n_parts; i++) {
         const struct module_part *p = &m->parts[i];
-        int64_t row = hf_row - p->hf_first;
-        if (row < 0 || row % p->hf_step != 0 || row / p->hf_step >= p->rows) continue;
-        row /= p->hf_step;
+        int64_t row = hf_row - p->hf_first, run = p->hf_run ? p->hf_run : 1;
+        if (row < 0 || row % p->hf_step >= run || row / p->hf_step * run >= p->rows) continue;
+        row = row / p->hf_step * run + row % p->hf_step;
         if (p->permuted_heads > 0) {
             int64_t dim = p->rows / p->permuted_heads, head = row / dim, at = row % dim;
             row = head * dim + 2 * (at % (dim / 2)) + at / (dim / 2);
@@ -275,7 +276,8 @@ int64_t module_hf_row(const struct module *m, int i, int64_t row) {
         int64_t dim = t->rows / t->permuted_heads, head = row / dim, at = row % dim;
         row = head * dim + at % 2 * (dim / 2) + at / 2;
     }
-    return t->hf_first + t->hf_step * row;
+    int64_t run = t->hf_run ? t->hf_run : 1;
+    return t->hf_first + row / run * t->hf_step + row % run;
 }
 
 const struct module *model_find_module(const struct model *m, const char *hf_name, size_t length) {

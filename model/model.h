@@ -34,14 +34,15 @@ struct module_part {
     // Rows of the file's weight against Hugging Face's: 0 = the same; n = n heads whose rows are permuted as in
     // formats.md 2.8: file row h*D + 2i + p = HF row h*D + p*D/2 + i, D = rows / n.
     int permuted_heads;
-    int64_t hf_first, hf_step; // row i is Hugging Face's row hf_first + hf_step * i of the module
+    // Row i is Hugging Face's row hf_first + i / hf_run * hf_step + i % hf_run of the module; hf_run 0 is 1.
+    int64_t hf_first, hf_step, hf_run;
 };
 enum { MODULE_KINDS = FAMILY_LINEARS + 2 }; // the rows of the family's table, the embedding, the head
 // Where a module's rows stand in a GGUF file of the family, whatever container the base itself is in.
 struct module_tensor {
     const char *name; // "blk.0.attn_q.weight"; entries with the same name are rows of one tensor, one after another
     int64_t rows;
-    int64_t hf_first, hf_step;
+    int64_t hf_first, hf_step, hf_run;
     int permuted_heads;
 };
 struct module {

@@ -11,6 +11,7 @@ struct loader {
     struct packing packing;        // of a safetensors base
     const char *root;              // "model." and the like: what stands before a Hugging Face tensor's name
     const char *module_root;       // and before a module's name in transformers
+    const char *head_root;         // and before "lm_head" there
     const struct weight **weights; // all, in order of id; grows
     int n_weights, capacity;
     int n_modules, module_capacity;

@@ -18,7 +18,9 @@ bool linear_shape(const struct arch *a, const struct layer_arch *y, enum linear_
     case LINEAR_Q_B: *out = m->q_rank > 0 ? heads * dim : 0, *in = m->q_rank; break;
     case LINEAR_KV_A: *out = m->kv_rank; break;
     case LINEAR_K_ROPE: *out = latent ? m->rope : 0; break;
-    case LINEAR_KV_B: *out = latent ? heads * (m->nope + y->v_dim) : 0, *in = m->kv_rank; break;
+    case LINEAR_KV_B: *out = latent && !m->split ? heads * (m->nope + y->v_dim) : 0, *in = m->kv_rank; break;
+    case LINEAR_K_B: *out = m->split ? heads * m->nope : 0, *in = m->kv_rank; break;
+    case LINEAR_V_B: *out = m->split ? heads * y->v_dim : 0, *in = m->kv_rank; break;
     case LINEAR_O: *out = a->width, *in = heads * y->v_dim; break;
     case LINEAR_GATE: *out = y->moe || !y->glu ? 0 : y->ffn; break;
     case LINEAR_UP: *out = y->moe ? 0 : y->ffn; break;
@@ -247,8 +249,35 @@ static void hf_wholes(struct loader *l, const struct row *r, struct weight *whol
     }
 }
 
+// A tensor (H, D, in) as a matrix (H D, in), or one (H, in, D), whose heads are stored turned.
+static bool by_head(struct loader *l, const char *name, int64_t heads, int64_t rows, int64_t cols, bool turned,
+                    struct weight *out) {
+    struct base_tensor t;
+    if (!base_find(l->base, name, &t)) return false;
+    if (!usable(l, &t)) return true;
+    int64_t dim = rows / heads, stored_rows = turned ? cols : dim, stored_cols = turned ? dim : cols;
+    if (t.n_dims != 3 || t.shape[0] != heads || t.shape[1] != stored_rows || t.shape[2] != stored_cols) {
+        wrong_shape(l, &t, heads, stored_rows, stored_cols);
+        return true;
+    }
+    *out = (struct weight){.format = t.format,
+                           .rows = rows,
+                           .cols = cols,
+                           .data = t.data,
+                           .name = t.name,
+                           .transposed = turned,
+                           .turned_rows = turned ? dim : 0};
+    return true;
+}
+
 static void gguf_wholes(struct loader *l, const struct row *r, int part, int64_t rows, struct weight *whole) {
     const char *name = weight_name(l, "%s.weight", gguf_part(l, r, part));
+    if (r->f->flags & TENSOR_BY_HEAD) {
+        int64_t heads = l->model->arch.layer[r->layer].heads;
+        if (!by_head(l, name, heads, rows, r->in, r->f->parts[part] == LINEAR_K_B, whole))
+            fail(l, "tensor '%s' is missing", name);
+        return;
+    }
     bool found = r->experts > 1 || linear_is_expert(r->f->parts[0])
                      ? stacked(l, name, r->experts, rows, r->in, false, whole)
                      : matrix(l, name, rows, r->in, false, whole);
@@ -353,18 +382,30 @@ static const char *last_component(const char *name) {
     return dot ? dot + 1 : name;
 }
 
+// Where the rows of part i stand among Hugging Face's; `before` rows belong to earlier parts.
+struct places {
+    int64_t first, step, run;
+};
+static struct places part_places(const struct loader *l, const struct row *r, int i, int64_t before) {
+    if (r->f->flags & TENSOR_ALTERNATE) return (struct places){i, r->n, 1};
+    if (!(r->f->flags & TENSOR_BY_HEAD)) return (struct places){before, 1, 1};
+    int64_t heads = l->model->arch.layer[r->layer].heads;
+    return (struct places){before / heads, r->total / heads, r->out[i] / heads};
+}
+
 // Its place in GGUF files of the family.
 static void add_tensors(struct loader *l, const struct row *r, struct module *m) {
     const struct layer_arch *y = &l->model->arch.layer[r->layer];
-    bool alternate = r->f->flags & TENSOR_ALTERNATE;
     int64_t first = 0;
     for (int i = 0; i < r->n; first += r->out[i++]) {
         enum linear_kind kind = r->f->parts[i];
+        struct places p = part_places(l, r, i, first);
         bool permuted = l->family->permuted_qk && (kind == LINEAR_Q || kind == LINEAR_K);
         m->tensors[i] = (struct module_tensor){.name = weight_name(l, "%s.weight", gguf_part(l, r, i)),
                                                .rows = r->out[i],
-                                               .hf_first = alternate ? i : first,
-                                               .hf_step = alternate ? r->n : 1,
+                                               .hf_first = p.first,
+                                               .hf_step = p.step,
+                                               .hf_run = p.run,
                                                .permuted_heads = !permuted          ? 0
                                                                  : kind == LINEAR_Q ? y->heads
                                                                                     : y->kv_heads};
@@ -398,14 +439,16 @@ static void add_module(struct loader *l, const struct row *r) {
         struct module_part *part = &m->parts[i];
         bool qk = f->parts[i] == LINEAR_Q || f->parts[i] == LINEAR_K;
         bool permuted = qk && l->family->permuted_qk && l->base->kind == BASE_GGUF;
+        struct places p = whole ? (struct places){0, 1, 1} : part_places(l, r, i, first);
         const struct layer_arch *shape = &a->layer[r->layer];
         *part = (struct module_part){.linear = f->parts[i],
                                      .w = linear->w,
                                      .bias = linear->bias,
                                      .rows = whole ? r->total : r->out[i],
                                      .first_row = first,
-                                     .hf_first = f->flags & TENSOR_ALTERNATE && !whole ? i : first,
-                                     .hf_step = f->flags & TENSOR_ALTERNATE && !whole ? r->n : 1};
+                                     .hf_first = p.first,
+                                     .hf_step = p.step,
+                                     .hf_run = p.run};
         if (permuted) part->permuted_heads = f->parts[i] == LINEAR_Q ? shape->heads : shape->kv_heads;
         if (linear->n_modules == 2) {
             fail(l, "linear %d of layer %d has too many names", (int)f->parts[i], r->layer);
@@ -524,5 +567,6 @@ void loader_take_ends(struct loader *l) {
     if (f->head_bias) m->head_bias = vector(l, gguf ? "output.bias" : "lm_head.bias", 1, a->vocab, false);
     add_end(l, MODULE_EMBEDDING, weight_name(l, "%s%s", l->module_root, f->hf_embed ? f->hf_embed : "embed_tokens"),
             "token_embd.weight", m->embed);
-    add_end(l, MODULE_HEAD, "lm_head", a->tied ? "token_embd.weight" : "output.weight", m->head);
+    add_end(l, MODULE_HEAD, weight_name(l, "%slm_head", l->head_root), a->tied ? "token_embd.weight" : "output.weight",
+            m->head);
 }

@@ -130,16 +130,16 @@ static inline void case_gate(struct bench *t, int variant) {
     if (variant & 4) t->call.grad_in[1] = (struct tensor){0};
 }
 
-// --- mla_keys. bit 1 acc, bit 2 no gradient of the values, bit 3 none of the keys
+// --- mla_keys. bit 1 acc, bit 2 no gradient of the values, bit 3 none of the keys, bit 4 keys alone
 static inline void case_mla_keys(struct bench *t, int variant) {
     int64_t rows = variant & CASE_MANY_ROWS ? 300 : 4;
     t->call.op = OP_MLA_KEYS;
-    t->call.p.mla.heads = 3, t->call.p.mla.nope = 19, t->call.p.mla.v_dim = 7;
-    t->call.in[0] = bench_act(t, rows, 3 * 26);
+    t->call.p.mla.heads = 3, t->call.p.mla.nope = 19, t->call.p.mla.v_dim = variant & 16 ? 0 : 7;
+    t->call.in[0] = bench_act(t, rows, variant & 16 ? 3 * 19 : 3 * 26);
     t->call.in[1] = bench_act(t, rows, 18);
     t->call.out[0] = bench_act(t, rows, 3 * 37);
-    t->call.out[1] = bench_act(t, rows, 3 * 7);
-    bench_gradients(t, 2, variant & 2);
+    if (!(variant & 16)) t->call.out[1] = bench_act(t, rows, 3 * 7);
+    bench_gradients(t, variant & 16 ? 1 : 2, variant & 2);
     if (variant & 4) t->call.grad_out[1] = (struct tensor){0};
     if (variant & 8) t->call.grad_out[0] = t->call.grad_in[1] = (struct tensor){0};
 }
@@ -540,6 +540,8 @@ static const struct op_case op_cases[] = {
     {"mla_keys", OP_MLA_KEYS, case_mla_keys, 0},
     {"mla_keys acc", OP_MLA_KEYS, case_mla_keys, 2},
     {"mla_keys without values", OP_MLA_KEYS, case_mla_keys, 4},
+    {"mla_keys alone", OP_MLA_KEYS, case_mla_keys, 16},
+    {"mla_keys alone acc", OP_MLA_KEYS, case_mla_keys, 16 + 2},
     {"mla_keys without keys acc", OP_MLA_KEYS, case_mla_keys, 2 + 8},
     {"moe_route softmax", OP_MOE_ROUTE, case_moe_route, 0},
     {"moe_route softmax normalised acc", OP_MOE_ROUTE, case_moe_route, 2 + 64},

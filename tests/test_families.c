@@ -1,7 +1,7 @@
 // Every model family against transformers and PEFT: tiny random models, made by tests/oracle/families.py, each with an
 // adapter, the logits, the loss and the adapter's gradients that were computed there. Here the same is computed from
 // the same files, plainly, on the queued backend with recomputed layers, and in bf16; and the adapter is written again
-// as PEFT wrote it.
+// as PEFT wrote it. Where llama.cpp's converter made a GGUF of the model, all of this is done with that base, too.
 #include "tests/harness.h"
 #include "tests/parity.h"
 
@@ -26,73 +26,76 @@ static const char *scratch(void) {
     return path;
 }
 
-// Calls `check` for every family there is.
-static void each_family(void (*check)(const char *family)) {
+// Calls `check` for every base there is: a family's folder, with `base` NULL, or a file in it.
+static void each_base(void (*check)(const char *family, const char *base)) {
     char **names;
-    size_t count, found = 0;
+    size_t count, folders = 0, files = 0;
     struct error err = {0};
     CHECK_MSG(file_list(FOLDER, &names, &count, &err) == 0, "%s", err.text);
     if (err.code) return;
     for (size_t i = 0; i < count; i++) {
         if (!file_is_folder(path_of(names[i], NULL))) continue;
-        check(names[i]);
-        found++;
+        if (file_exists(path_of(names[i], "config.json"))) check(names[i], NULL), folders++;
+        if (file_exists(path_of(names[i], "model.gguf"))) check(names[i], "model.gguf"), files++;
     }
-    CHECK_MSG(found >= 55, "only %zu families", found);
+    CHECK_MSG(folders >= 63 && files >= 32, "only %zu folders, %zu GGUF files", folders, files);
     file_list_free(names, count);
 }
 
 static void compare(const char *family, const struct parity_setup *setup, double logits, double gradient) {
     struct parity p;
     struct error err = {0};
+    const char *base = setup->base ? setup->base : "folder";
     int status = parity_of(path_of(family, NULL), scratch(), setup, &p, &err);
     CHECK_MSG(status == 0, "%s: %s", family, err.text);
     if (status) return;
-    CHECK_MSG(p.logits <= logits, "%s: logits are off by %.2g of the largest", family, p.logits);
-    CHECK_MSG(p.loss <= logits, "%s: the loss is off by %.2g", family, p.loss);
-    CHECK_MSG(p.gradient <= gradient, "%s: the gradient of %s is off by %.2g of its largest", family, p.worst,
+    CHECK_MSG(p.logits <= logits, "%s %s: logits are off by %.2g of the largest", family, base, p.logits);
+    CHECK_MSG(p.loss <= logits, "%s %s: the loss is off by %.2g", family, base, p.loss);
+    CHECK_MSG(p.gradient <= gradient, "%s %s: the gradient of %s is off by %.2g of its largest", family, base, p.worst,
               p.gradient);
-    CHECK(p.gradients > 0);
+    CHECK((p.gradients > 0) == !setup->adapter);
 }
 
-static void plain(const char *family) {
-    compare(family, &(struct parity_setup){.threads = 2, .dtype = DTYPE_F32}, TOLERANCE, TOLERANCE_GRADIENT);
+static void plain(const char *family, const char *base) {
+    compare(family, &(struct parity_setup){.base = base, .threads = 2, .dtype = DTYPE_F32}, TOLERANCE,
+            TOLERANCE_GRADIENT);
 }
 TEST(as_transformers_and_peft) {
-    each_family(plain);
+    each_base(plain);
 }
 
-static void late(const char *family) {
-    compare(family, &(struct parity_setup){.threads = 1, .late = true, .checkpoint = true, .dtype = DTYPE_F32},
-            TOLERANCE, TOLERANCE_GRADIENT);
+static void late(const char *family, const char *base) {
+    struct parity_setup setup = {.base = base, .threads = 1, .late = true, .checkpoint = true, .dtype = DTYPE_F32};
+    compare(family, &setup, TOLERANCE, TOLERANCE_GRADIENT);
 }
 TEST(queued_and_recomputed) {
-    each_family(late);
+    each_base(late);
 }
 
 // In bf16 a token may go to another expert, and a number to the other side of a limit: such models are only asked to
 // run.
-static void brain(const char *family) {
+static void brain(const char *family, const char *base) {
     struct model model;
     struct error err = {0};
-    if (model_open(path_of(family, NULL), NULL, &model, &err)) return; // said by the other cases
+    if (model_open(path_of(family, base), NULL, &model, &err)) return; // said by the other cases
     bool experts = model.arch.moe.experts > 0 || model.arch.layer[0].clip_qkv > 0;
     model_close(&model);
     double bound = experts ? 10 : TOLERANCE_BF16;
-    compare(family, &(struct parity_setup){.threads = 2, .dtype = DTYPE_BF16}, bound, experts ? 100 : 4 * bound);
+    compare(family, &(struct parity_setup){.base = base, .threads = 2, .dtype = DTYPE_BF16}, bound,
+            experts ? 100 : 4 * bound);
 }
 TEST(in_bf16) {
-    each_family(brain);
+    each_base(brain);
 }
 
 // Read and written again: the same tensors under the same names with the same numbers.
-static void rewrite(const char *family) {
+static void rewrite(const char *family, const char *base) {
     struct model model;
     struct adapter adapter;
     struct safetensors theirs, ours;
     struct error err = {0};
     char path[500];
-    if (model_open(path_of(family, NULL), NULL, &model, &err)) {
+    if (model_open(path_of(family, base), NULL, &model, &err)) {
         CHECK_MSG(false, "%s: %s", family, err.text);
         return;
     }
@@ -114,16 +117,6 @@ static void rewrite(const char *family) {
         CHECK_MSG(adapter_read(scratch(), &model, &again, &err) == 0, "%s: %s", family, err.text);
         if (!err.code) CHECK_INT(again.n_modules, adapter.n_modules);
         adapter_free(&again);
-        // As an adapter for llama.cpp and back.
-        snprintf(path, sizeof path, "%s/adapter.gguf", scratch());
-        CHECK_MSG(gguf_adapter_write(path, &adapter, &err) == 0 && gguf_adapter_read(path, &model, &again, &err) == 0,
-                  "%s: %s", family, err.text);
-        // Parameters come back as modules of their own where the family has such: one for each tensor of the file.
-        int tensors = 0, back = 0;
-        for (int k = 0; k < adapter.n_modules; k++) tensors += adapter.modules[k].module->n_tensors;
-        for (int k = 0; k < again.n_modules && !err.code; k++) back += again.modules[k].module->n_tensors;
-        if (!err.code) CHECK_INT(back, tensors);
-        adapter_free(&again);
         safetensors_close(&ours);
         safetensors_close(&theirs);
     }
@@ -131,7 +124,124 @@ static void rewrite(const char *family) {
     model_close(&model);
 }
 TEST(adapters_as_peft_writes_them) {
-    each_family(rewrite);
+    each_base(rewrite);
+}
+
+// The rows of B in an adapter for llama.cpp stand as the rows of the base's tensors do. In memory they have the order
+// of the base file, which the other cases prove: so of a GGUF both are the same bytes.
+static void rows_as_in_the_base(const char *family, const char *path, const struct adapter *adapter) {
+    struct gguf file;
+    struct error err = {0};
+    CHECK_MSG(gguf_open(path, &file, &err) == 0, "%s", err.text);
+    for (int k = 0; k < adapter->n_modules && !err.code; k++) {
+        const struct adapter_module *m = &adapter->modules[k];
+        int64_t at = 0;
+        for (int i = 0; i < m->module->n_tensors;) {
+            const char *name = m->module->tensors[i].name;
+            char b[200];
+            snprintf(b, sizeof b, "%s.lora_b", name);
+            const struct gguf_tensor *t = gguf_find_tensor(&file, b);
+            CHECK_MSG(t && memcmp(t->data, m->b + at, (size_t)t->bytes) == 0, "%s: %s", family, b);
+            if (!t) break;
+            at += (int64_t)(t->bytes / sizeof(float));
+            while (i < m->module->n_tensors && strcmp(m->module->tensors[i].name, name) == 0) i++;
+        }
+        CHECK(at == adapter_part_size(m, ADAPTER_B));
+    }
+    gguf_close(&file);
+}
+
+// Written for llama.cpp and read back: the same logits. It does not matter which container the base is in.
+static void through_gguf(const char *family, const char *base) {
+    struct model model;
+    struct adapter adapter = {0}, again = {0};
+    struct error err = {0};
+    struct text other = {0}, own = {0};
+    char path[500], folder_path[500];
+    snprintf(path, sizeof path, "%s/adapter.gguf", test_folder());
+    snprintf(folder_path, sizeof folder_path, "%s/from-folder.gguf", test_folder());
+    if (model_open(path_of(family, base), NULL, &model, &err) ||
+        adapter_read(path_of(family, "adapter"), &model, &adapter, &err)) {
+        CHECK_MSG(false, "%s: %s", family, err.text);
+        model_close(&model);
+        return;
+    }
+    int ignored, tensors = 0, back = 0, status = gguf_adapter_write(path, &adapter, &err);
+    if (strcmp(model.arch.family, "deepseek2") == 0) { // its graph multiplies by the projections as they are
+        const char *first = gguf_adapter_ignored(&adapter, &ignored);
+        CHECK_MSG(status && err.code == STATUS_DATA && first && strstr(err.text, first), "%s: %s", family, err.text);
+        CHECK(ignored >= 3 && ignored < adapter.n_modules && !file_exists(path));
+    } else {
+        CHECK_MSG(status == 0 && gguf_adapter_read(path, &model, &again, &err) == 0, "%s: %s", family, err.text);
+        // Parameters come back as modules of their own where the family has such: one for each tensor of the file.
+        for (int k = 0; k < adapter.n_modules; k++) tensors += adapter.modules[k].module->n_tensors;
+        for (int k = 0; k < again.n_modules; k++) back += again.modules[k].module->n_tensors;
+        CHECK_INT(back, tensors);
+        compare(family, &(struct parity_setup){.base = base, .adapter = path, .threads = 2, .dtype = DTYPE_F32},
+                TOLERANCE, 0);
+        if (base) rows_as_in_the_base(family, path, &adapter);
+        if (base && file_exists(path_of(family, "config.json"))) { // came right before
+            CHECK(file_read(path, 1 << 24, &own, &err) == 0 && file_read(folder_path, 1 << 24, &other, &err) == 0);
+            CHECK_MSG(own.length == other.length && memcmp(own.data, other.data, own.length) == 0,
+                      "%s: adapter.gguf is another one", family);
+        }
+        if (!base) CHECK(file_rename(path, folder_path, &err) == 0);
+    }
+    file_remove(path, NULL);
+    text_free(&own), text_free(&other);
+    adapter_free(&adapter), adapter_free(&again);
+    model_close(&model);
+}
+TEST(adapters_through_llama_cpp_s_file) {
+    each_base(through_gguf);
+}
+
+static bool seen[64];
+static void mark(const char *family, const char *base) {
+    struct model model;
+    struct error err = {0};
+    if (!base || model_open(path_of(family, base), NULL, &model, &err)) return;
+    seen[model.family - family_table] = true;
+    CHECK(model.ignored_tensors == 0);
+    model_close(&model);
+}
+TEST(every_architecture_has_a_gguf) {
+    each_base(mark);
+    for (int i = 0; i < family_count; i++) CHECK_MSG(seen[i], "no fixture for %s", family_table[i].gguf_arch);
+}
+
+// Of models that also see, the eyes are left out and counted. Both layouts: the text below language_model.model and
+// below model.language_model.
+TEST(text_parts_of_multimodal_models) {
+    static const struct {
+        const char *family, *q, *file_q, *head;
+    } cases[] = {{"gemma3-vision", "model.language_model.layers.1.self_attn.q_proj",
+                  "language_model.model.layers.1.self_attn.q_proj.weight", "lm_head"},
+                 {"mistral3-vision", "model.language_model.layers.1.self_attn.q_proj",
+                  "model.language_model.layers.1.self_attn.q_proj.weight", "lm_head"},
+                 {"llama4-vision", "language_model.model.layers.1.self_attn.q_proj",
+                  "language_model.model.layers.1.self_attn.q_proj.weight", "language_model.lm_head"}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct model model;
+        struct safetensors file;
+        struct error err = {0};
+        uint64_t others = 0, bytes = 0;
+        CHECK_MSG(model_open(path_of(cases[i].family, NULL), NULL, &model, &err) == 0, "%s", err.text);
+        CHECK(safetensors_open(path_of(cases[i].family, "model.safetensors"), &file, &err) == 0);
+        if (err.code) continue;
+        for (size_t k = 0; k < file.n_entries; k++) {
+            const char *name = file.entries[k].name;
+            if (!strstr(name, "vision") && !strstr(name, "multi_modal")) continue;
+            others++, bytes += file.entries[k].bytes;
+        }
+        CHECK_INT(model.ignored_tensors, others);
+        CHECK(others > 10 && model.ignored_bytes == bytes);
+        const struct module *q = model_find_module(&model, cases[i].q, strlen(cases[i].q));
+        CHECK_MSG(q && strcmp(q->parts[0].w->name, cases[i].file_q) == 0, "%s", cases[i].family);
+        CHECK(model_find_module(&model, cases[i].head, strlen(cases[i].head)));
+        safetensors_close(&file);
+        model_close(&model);
+    }
 }
 
 TEST(unknown_families_are_refused_with_the_list) {
@@ -146,4 +256,6 @@ TEST(unknown_families_are_refused_with_the_list) {
 }
 
 TEST_MAIN(CASE(as_transformers_and_peft), CASE(queued_and_recomputed), CASE(in_bf16),
-          CASE(adapters_as_peft_writes_them), CASE(unknown_families_are_refused_with_the_list))
+          CASE(adapters_as_peft_writes_them), CASE(adapters_through_llama_cpp_s_file),
+          CASE(every_architecture_has_a_gguf), CASE(text_parts_of_multimodal_models),
+          CASE(unknown_families_are_refused_with_the_list))

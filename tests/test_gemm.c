@@ -320,6 +320,36 @@ static void check_views(const struct set *set, const struct quant_format *f, boo
     mem_free(want), mem_free(data);
 }
 
+// Rows that are stored turned in blocks, as keys of latent attention are: the numbers of the same matrix in F32.
+static void check_turned_blocks(const struct set *set, const struct quant_format *f, bool forward) {
+    int64_t cols = 131, dim = f->block == 1 ? 25 : 2 * f->block, blocks = 3, rows = blocks * dim, m = 20;
+    size_t stride = quant_row_bytes(f, dim);
+    uint8_t *data = packed(f, blocks * cols, dim, stride, 21, false);
+    float *plain = mem_alloc((size_t)(rows * cols) * sizeof *plain), *row = mem_alloc((size_t)dim * sizeof *row);
+    for (int64_t i = 0; i < blocks * cols; i++) {
+        f->decode(data + (size_t)i * stride, row, dim);
+        for (int64_t d = 0; d < dim; d++) plain[(i / cols * dim + d) * cols + i % cols] = row[d];
+    }
+    struct weight turned = {
+        .format = f, .rows = rows, .cols = cols, .data = data, .transposed = true, .turned_rows = dim};
+    struct weight same = {.format = quant_format(QUANT_F32), .rows = rows, .cols = cols, .data = (uint8_t *)plain};
+    CHECK(weight_bytes(&turned) == (size_t)(blocks * cols) * stride);
+    CHECK(weight_stored_bytes(&turned) == weight_bytes(&turned));
+    for (int64_t first = 0; first < 2 * dim; first += dim) { // whole, and without the first block
+        struct weight a = weight_rows(&turned, first, rows - first), b = weight_rows(&same, first, rows - first);
+        struct gemm_source got_from = gemm_source_weight(set->gemm, &a, forward);
+        struct gemm_source want_from = gemm_source_weight(set->gemm, &b, forward);
+        int64_t n = forward ? a.rows : cols, k = forward ? cols : a.rows;
+        float *want = weight_product(set, &want_from, m, n, k, forward);
+        float *got = weight_product(set, &got_from, m, n, k, forward), some[40];
+        CHECK_MSG(memcmp(want, got, (size_t)(m * n) * sizeof *want) == 0, "%s %s: turned blocks", set->name, f->name);
+        weight_decode(&a, dim - 1, 90, 40, some);
+        CHECK(memcmp(some, plain + (first + dim - 1) * cols + 90, sizeof some) == 0);
+        mem_free(want), mem_free(got);
+    }
+    mem_free(data), mem_free(plain), mem_free(row);
+}
+
 TEST(views_of_weights) {
     struct set set[4];
     int n = sets(set);
@@ -327,6 +357,8 @@ TEST(views_of_weights) {
         for (int f = 0; f < QUANT_WITH_TABLES; f++) {
             check_views(&set[i], quant_format((enum quant)f), false);
             check_views(&set[i], quant_format((enum quant)f), true);
+            check_turned_blocks(&set[i], quant_format((enum quant)f), false);
+            check_turned_blocks(&set[i], quant_format((enum quant)f), true);
         }
     }
 }

@@ -82,6 +82,7 @@ static const struct op_case row_cases[] = {
     {"act many", OP_ACT, case_act, 4 + CASE_MANY_ROWS},
     {"gate many", OP_GATE, case_gate, 2 + CASE_MANY_ROWS},
     {"mla_keys many", OP_MLA_KEYS, case_mla_keys, 2 + CASE_MANY_ROWS},
+    {"mla_keys alone many", OP_MLA_KEYS, case_mla_keys, 16 + CASE_MANY_ROWS},
     {"moe_route many", OP_MOE_ROUTE, case_moe_route, 64 + CASE_MANY_ROWS},
     {"moe_route sigmoid many", OP_MOE_ROUTE, case_moe_route, 8 + 16 + 32 + 64 + 128 + CASE_MANY_ROWS},
     {"moe_gather many", OP_MOE_GATHER, case_moe_gather, 2 + CASE_MANY_ROWS},

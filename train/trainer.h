@@ -84,6 +84,7 @@ int trainer_read_samples(const char *log_path, struct card_sample *out, int most
 
 // --- finish.c
 // adapter files, model card, probe, report, run.json; the adapter is durable before anything else is written.
+bool trainer_writes_gguf(const struct trainer *trainer); // would llama.cpp apply all of the adapter?
 int trainer_write_adapter(struct trainer *trainer, const char *folder, struct error *err);
 int trainer_finish(struct trainer *trainer, struct error *err);
 int trainer_write_manifest(const struct trainer *trainer, const char *status, struct error *err);

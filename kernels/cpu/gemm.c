@@ -70,7 +70,7 @@ size_t gemm_workspace_bytes(int threads) {
 struct gemm_source gemm_source_weight(const struct gemm_isa *isa, const struct weight *w, bool lanes_are_rows) {
     struct gemm_source s = {.format = w->format->id, .n = lanes_are_rows ? w->rows : w->cols};
     const struct gemm_table_decoder *table = w->tables ? &isa->table_decoders[w->format->id] : NULL;
-    if (w->tables || !isa->decoders[w->format->id].rows)
+    if (w->tables || w->turned_rows || !isa->decoders[w->format->id].rows)
         s.weight = w, s.table = table && table->fits && table->fits(w) ? table : NULL;
     else
         s.data = w->data, s.stride = weight_stride(w), s.transposed = w->transposed;
@@ -161,6 +161,21 @@ static void decode_any(float *panel, const struct weight *w, bool lanes_are_rows
     }
 }
 
+// Rows that are stored turned in blocks: in each block lanes and inner indices change places.
+static void decode_turned(float *panel, const struct weight *w, bool lanes_are_rows, int64_t lane, int64_t k0,
+                          int64_t k, int64_t n) {
+    int64_t block = w->turned_rows, first = lanes_are_rows ? lane : k0, end = first + (lanes_are_rows ? n : k);
+    for (int64_t row = first; row < end;) {
+        struct weight stored = weight_turned_block(w, row / block);
+        int64_t inside = row % block, count = least(block - inside, end - row);
+        if (lanes_are_rows)
+            decode_any(panel + (row - first), &stored, false, inside, k0, k, count);
+        else
+            decode_any(panel + (row - first) * GEMM_COLS, &stored, true, lane, inside, count, n);
+        row += count;
+    }
+}
+
 static void decode(const struct gemm_isa *isa, float *panel, const struct wanted *w) {
     const struct gemm_term *t = w->term;
     if (w->columns % 16 || t->n_sources > 1) memset(panel, 0, (size_t)w->k * GEMM_COLS * sizeof *panel);
@@ -179,6 +194,8 @@ static void decode(const struct gemm_isa *isa, float *panel, const struct wanted
             s->table->rows(p, s->weight, from - begin, w->k0, w->k, (int)(to - from));
         else if (s->table)
             s->table->cols(p, s->weight, w->k0, w->k, from - begin, (int)(to - from));
+        else if (s->weight && s->weight->turned_rows)
+            decode_turned(p, s->weight, t->lanes_are_rows, from - begin, w->k0, w->k, to - from);
         else if (s->weight)
             decode_any(p, s->weight, t->lanes_are_rows, from - begin, w->k0, w->k, to - from);
         else if (t->lanes_are_rows != s->transposed)

@@ -466,7 +466,7 @@ INLINE void move(char *to, int64_t to_i, const char *from, int64_t from_i, int64
 INLINE void mla_rows(const struct mla_args *a, int64_t begin, int64_t end, bool bf16) {
     for (int64_t t = begin; t < end; t++) {
         const char *kv = row_of(&a->kv, t, bf16), *r = row_of(&a->r, t, bf16);
-        char *k = row_of(&a->k, t, bf16), *v = row_of(&a->v, t, bf16);
+        char *k = row_of(&a->k, t, bf16), *v = a->v_dim > 0 ? row_of(&a->v, t, bf16) : NULL;
         for (int64_t h = 0; h < a->heads; h++) {
             int64_t from = h * (a->nope + a->v_dim), to = h * (a->nope + a->r_cols);
             move(k, to, kv, from, a->nope, false, bf16);

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Makes tiny random models, one per family and variant, with transformers, puts a LoRA with PEFT on them, and writes what
 they compute: logits, loss and adapter gradients in float32.  Each folder holds a base as users have it (config.json,
-model.safetensors), an adapter as PEFT saves it, and expected.safetensors.
+model.safetensors), an adapter as PEFT saves it, and expected.safetensors.  gguf_families.py adds model.gguf.
 
     families.py OUT [--seed N] [--only NAME ...]
 
 The committed fixtures are made by `make fixtures` with seed 0; `make test-peers` makes others with another seed.
 Sizes are odd on purpose: heads that fill no vector, a vocabulary that is no multiple of 8, groups of 1, 3 and 8 heads.
 """
-import argparse, json, os, re, shutil, sys, warnings
+import argparse, json, math, os, re, shutil, sys, warnings
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,8 +17,9 @@ import packings
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -45,15 +46,43 @@ def latent(**more):
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-
 def small(**more):
+    base = sizes(hidden_size=24, intermediate_size=28, num_attention_heads=4, head_dim=6)
+    base.update(more)
+    return base
+
+
+def variant(**more):
     """For variants of LoRA: the family is known, the files shall be small."""
     base = sizes(hidden_size=20, intermediate_size=28, num_attention_heads=4, num_key_value_heads=2, head_dim=6)
     base.update(more)
     return base
 
 
-# name: (model type, config, targets, options). Options: old = config.json as transformers 4 wrote it.
+def packed(**more):  # rows are whole blocks of 32
+    base = sizes(hidden_size=64, intermediate_size=96, num_attention_heads=4, head_dim=16)
+    base.update(more)
+    return base
+
+
+EYE = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+# Names of LG's EXAONE 3.5, whose code came with the model.
+EXAONE = {"model.layers.": "transformer.h.", "model.embed_tokens": "transformer.wte", "model.norm.": "transformer.ln_f.",
+          ".self_attn.o_proj": ".attn.attention.out_proj", ".self_attn.": ".attn.attention.", ".mlp.gate_proj": ".mlp.c_fc_0",
+          ".mlp.up_proj": ".mlp.c_fc_1", ".mlp.down_proj": ".mlp.c_proj", ".input_layernorm": ".ln_1", ".post_attention_layernorm": ".ln_2"}
+EXAONE_KEYS = {"num_hidden_layers": "num_layers", "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation_function"}
+# What transformers 4.52 and later have in memory.
+DEEPER = {"language_model.model.": "model.language_model.", "vision_tower.": "model.vision_tower.",
+          "multi_modal_projector.": "model.multi_modal_projector."}
+
+# name: (model type, config, targets, options). Options:
+#   old       config.json as transformers 4 wrote it
+#   rename    other names in the saved files, (old, new) of tensors; rename_keys: of config.json; model_type
+#   gguf      "only": the committed fixtures have it as a GGUF alone
+#   joined    its GGUF is an old one, with attn_kv_b
+#   ids       tokens are below this
+#   packed    its weights are rounded to this type of ggml
+# New cases stand at the end: a case's seed follows from its place.
 CASES = {
     "llama": ("llama", sizes(), QKVO + MLP, {}),
     "llama-old": ("llama", sizes(head_dim=6, num_key_value_heads=6, tie_word_embeddings=True, attention_bias=True, mlp_bias=True), QKVO + MLP,
@@ -136,7 +165,63 @@ CASES = {
                {"parameters": ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]}),
     "gpt-oss": ("gpt_oss", sizes(intermediate_size=20, num_local_experts=5, num_experts_per_tok=2, sliding_window=9, swiglu_limit=0.9,
                                  rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0,
-                                                  "truncate": False, "original_max_position_embeddings": 16}), QKVO, {"parameters": EXPERTS}),
+                                                  "truncate": False, "original_max_position_embeddings": 16}), QKVO,
+                {"parameters": EXPERTS}),
+    # What a GGUF does not say, as the released models have it.
+    "gemma2-real": ("gemma2", small(sliding_window=9, query_pre_attn_scalar=6, attn_logit_softcapping=3.0, final_logit_softcapping=4.0), QKVO,
+                    {"gguf": "only"}),
+    "gemma3-real": ("gemma3_text", small(num_hidden_layers=6, sliding_window=9, query_pre_attn_scalar=6), QKVO,
+                    {"old": {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                             "sliding_window_pattern": 6}, "drop_v5": ["layer_types"], "gguf": "only"}),
+    "glm-real": ("glm", small(hidden_size=48, head_dim=12), QKVO + ["gate_up_proj", "down_proj"], {"gguf": "only"}),
+    "qwen2-moe-real": ("qwen2_moe", small(moe_intermediate_size=20, shared_expert_intermediate_size=28, num_experts=6, num_experts_per_tok=2),
+                       ["q_proj", "shared_expert.down_proj"], {"parameters": EXPERTS, "drop": ["head_dim"], "gguf": "only"}),
+    "phimoe-real": ("phimoe", small(intermediate_size=20, num_local_experts=5, attention_bias=True, lm_head_bias=True, sliding_window=None,
+                                    router_jitter_noise=0.01), QKVO, {"parameters": EXPERTS, "drop": ["head_dim"], "gguf": "only"}),
+    "llama4-real": ("llama4_text", small(num_hidden_layers=4, intermediate_size=20, intermediate_size_mlp=28, num_local_experts=4,
+                                         num_experts_per_tok=1, interleave_moe_layer_step=2),
+                    QKVO + ["feed_forward.down_proj", "shared_expert.down_proj"],
+                    {"parameters": ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"], "gguf": "only"}),
+    "gpt-oss-real": ("gpt_oss", small(intermediate_size=20, num_local_experts=5, num_experts_per_tok=2, sliding_window=9, swiglu_limit=7.0,
+                                      rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "beta_fast": 32.0,
+                                                       "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 16}), QKVO,
+                     {"parameters": EXPERTS, "gguf": "only"}),
+    "olmo3-real": ("olmo3", small(num_hidden_layers=4, sliding_window=9, rope_parameters={
+        "full_attention": {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+                           "attention_factor": 0.1 * math.log(4) + 1, "beta_fast": 32.0, "beta_slow": 1.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0}}), QKVO, {"drop": ["head_dim"], "gguf": "only"}),
+    "starcoder2-real": ("starcoder2", small(sliding_window=4096), QKVO + ["c_fc", "c_proj"], {"drop": ["head_dim"], "gguf": "only"}),
+    "mistral-full": ("mistral", small(sliding_window=None, head_dim=10), QKVO + MLP, {}),
+    "exaone": ("llama", small(rope_parameters={
+        "rope_type": "llama3", "rope_theta": 1000000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}), QKVO + MLP,
+        {"rename": EXAONE, "rename_keys": EXAONE_KEYS, "model_type": "exaone", "architecture": "ExaoneForCausalLM"}),
+    # An old file: keys and values of latent attention come from one matrix.
+    "deepseek-v2-old": ("deepseek_v2", latent(hidden_size=24, q_lora_rank=None, n_group=1, topk_group=1, n_routed_experts=5,
+                                              num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=0, num_hidden_layers=1),
+                        ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], {"gguf": "only", "joined": True}),
+    # Packed by gguf's quantisers; transformers has the same numbers unpacked.
+    "llama-q8_0": ("llama", packed(num_key_value_heads=4, vocab_size=96), QKVO + MLP, {"packed": "Q8_0", "gguf": "only"}),
+    "qwen3-moe-q4_0": ("qwen3_moe", packed(num_hidden_layers=1, moe_intermediate_size=32, num_experts=6, num_experts_per_tok=2,
+                                           norm_topk_prob=True), QKVO, {"parameters": EXPERTS, "packed": "Q4_0", "gguf": "only"}),
+    "deepseek-v3-q8_0": ("deepseek_v3", latent(hidden_size=64, intermediate_size=64, moe_intermediate_size=32, q_lora_rank=32, kv_lora_rank=32,
+                                               qk_nope_head_dim=32, qk_rope_head_dim=6, v_head_dim=16, n_group=2, topk_group=1,
+                                               n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1),
+                         ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+                         {"parameters": EXPERTS, "packed": "Q8_0", "gguf": "only"}),
+    # The text part of models that also see.
+    "gemma3-vision": ("gemma3", {"text_config": dict(model_type="gemma3_text", **small()), "vision_config": dict(
+        model_type="siglip_vision_model", **EYE), "mm_tokens_per_image": 4, "image_token_index": 99, "boi_token_index": 98,
+        "eoi_token_index": 97}, r".*language_model.*\.(q_proj|k_proj|o_proj|down_proj)", {"ids": 96}),
+    "mistral3-vision": ("mistral3", {"text_config": dict(model_type="mistral", **small(sliding_window=None)), "vision_config": dict(
+        model_type="pixtral", head_dim=4, **EYE), "tie_word_embeddings": False, "image_token_index": 99, "spatial_merge_size": 1},
+        r".*language_model.*\.(q_proj|v_proj|up_proj)", {"rename": DEEPER, "ids": 96}),
+    "llama4-vision": ("llama4", {"text_config": dict(model_type="llama4_text", intermediate_size_mlp=28, num_local_experts=4,
+                                                     num_experts_per_tok=1, **small(intermediate_size=20)),
+                                 "vision_config": dict(model_type="llama4_vision_model", vision_output_dim=8, projector_input_dim=8,
+                                                       projector_output_dim=8, pixel_shuffle_ratio=0.5, **EYE),
+                                 "image_token_index": 99, "boi_token_index": 98, "eoi_token_index": 97},
+                      r".*language_model.*\.(q_proj|k_proj|o_proj)", {"ids": 96}),
 }
 # Bases that are packed: sizes that fill whole words and blocks of 32.
 EVEN = dict(num_hidden_layers=1, hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=4, head_dim=8)
@@ -169,15 +254,28 @@ PACKED = r"(\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_scale|weight
 
 # Variants of LoRA, on small models of families that are compared above.
 CASES.update({
-    "lora-router": ("qwen3_moe", small(moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2), ["q_proj", "o_proj"],
+    "lora-router": ("qwen3_moe", variant(moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2), ["q_proj", "o_proj"],
                     {"parameters": ["mlp.gate.weight", "experts.down_proj"],
                      "lora": {"rank_pattern": {"gate.weight": 2, "layers.0.*down_proj": 4}, "alpha_pattern": {"^model.layers.1.*o_proj": 3}}}),
-    "lora-router-gpt-oss": ("gpt_oss", small(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=1),
+    "lora-router-gpt-oss": ("gpt_oss", variant(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=1),
                             ["v_proj"], {"parameters": ["mlp.router.weight", "experts.gate_up_proj"], "lora": {"use_rslora": True}}),
-    "lora-router-llama4": ("llama4_text", small(intermediate_size=12, intermediate_size_mlp=28, num_local_experts=3, num_experts_per_tok=1,
+    "lora-router-llama4": ("llama4_text", variant(intermediate_size=12, intermediate_size_mlp=28, num_local_experts=3, num_experts_per_tok=1,
                                                 num_hidden_layers=1, interleave_moe_layer_step=1), [],
                            {"parameters": ["router.weight", "experts.gate_up_proj"]}),
 })
+
+# The committed fixtures have these as a GGUF, too: every architecture of model/families.c once.
+AS_GGUF = ("llama3 mixtral ministral3 qwen2 qwen3 qwen3-moe gemma phi3-long deepseek-v3 olmo olmo2 exaone exaone4 cohere cohere2 smollm3 "
+           "granite granitemoe glm4").split()
+
+# Not compared as GGUF: what such a file does not say, so that it holds another model than the folder.
+LACKS = {
+    "llama-dynamic": "dynamic scaling", "mistral": "sliding_window", "ministral": "sliding_window", "phi3": "sliding_window",
+    "starcoder2": "sliding_window", "qwen2-window": "sliding_window", "gemma2": "query_pre_attn_scalar", "gemma3": "query_pre_attn_scalar",
+    "gemma3-old": "query_pre_attn_scalar", "qwen2-moe": "mlp_only_layers", "qwen3-moe-all": "norm_topk_prob", "olmo3": "attention_factor",
+    "phimoe": "router_jitter_noise", "llama4": "attention_chunk_size, floor_scale, attn_scale", "gpt-oss": "swiglu_limit",
+    "glm": "the converter takes width / heads for head_dim", "gemma3-vision": "modules are named as of the text model",
+    "mistral3-vision": "modules are named as of the text model", "llama4-vision": "modules are named as of the text model"}
 
 
 def randomise(model, seed):
@@ -185,7 +283,7 @@ def randomise(model, seed):
     stored."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
-        plus_one = any(x in model.config.model_type for x in ("gemma",))
+        plus_one = "gemma" in model.config.model_type
         values = torch.empty(p.shape, dtype=torch.float64)
         if "norm" in name and name.endswith("weight"):
             values.uniform_(0.5, 1.5, generator=generator)
@@ -194,7 +292,7 @@ def randomise(model, seed):
         elif name.endswith("bias") or "sinks" in name:
             values.uniform_(-0.5, 0.5, generator=generator)
         elif "embed_tokens" in name:
-            values.normal_(0, 0.4 if model.config.tie_word_embeddings else 1, generator=generator)
+            values.normal_(0, 0.4 if model.config.get_text_config().tie_word_embeddings else 1, generator=generator)
         else:
             fan = p.shape[-1]
             values.normal_(0, 1.2 / fan**0.5, generator=generator)
@@ -215,11 +313,70 @@ def old_config(path, changes, dropped):
     json.dump(config, open(path, "w"), indent=2)
 
 
-def rows_of(seed, lengths):
+def renamed(name, pairs):
+    for old, new in pairs.items():
+        name = name.replace(old, new)
+    return name
+
+
+def rename_files(folder, options):
+    """The same numbers under other names: of the base, of the adapter and its gradients."""
+    path = os.path.join(folder, "config.json")
+    config = json.load(open(path))
+    config = {options.get("rename_keys", {}).get(k, k): v for k, v in config.items()}
+    if "model_type" in options:
+        rope = config.pop("rope_parameters")
+        config.update(model_type=options["model_type"], architectures=[options["architecture"]], rope_theta=rope.pop("rope_theta"),
+                      rope_scaling=rope)
+        for name in ("adapter/adapter_model.safetensors", "expected.safetensors"):
+            rename_tensors(os.path.join(folder, name), options["rename"])
+        rename_targets(os.path.join(folder, "adapter/adapter_config.json"), options["rename"])
+    json.dump(config, open(path, "w"), indent=2)
+    rename_tensors(os.path.join(folder, "model.safetensors"), options["rename"])
+
+
+def rename_tensors(path, pairs):
+    with safe_open(path, "pt") as f:
+        meta = f.metadata()
+    save_file({renamed(k, pairs): v for k, v in load_file(path).items()}, path, metadata=meta)
+
+
+def rename_targets(path, pairs):
+    saved = json.load(open(path))
+    last = {old.rsplit(".", 1)[-1]: new.rsplit(".", 1)[-1] for old, new in pairs.items()}
+    saved["target_modules"] = sorted(last.get(t, t) for t in saved["target_modules"])
+    json.dump(saved, open(path, "w"), indent=2, sort_keys=True)
+
+
+def round_rows(values, kind):
+    import gguf  # not above: gguf_families.py brings its own
+
+    kind = gguf.GGMLQuantizationType[kind]
+    rows = values.reshape(-1, values.shape[-1]).contiguous().numpy()
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(rows, kind), kind).copy()).reshape(values.shape)
+
+
+def round_weights(model, kind):
+    """Every matrix to the numbers its packed form stands for; llama.cpp packs keys of latent attention turned, and no router."""
+    for name, p in model.named_parameters():
+        if p.dim() < 2 or name.endswith("mlp.gate.weight"):
+            continue
+        with torch.no_grad():
+            if "kv_b_proj" in name:
+                c = model.config
+                heads = p.reshape(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, -1)
+                keys, values = heads.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)
+                keys = round_rows(keys.transpose(1, 2), kind).transpose(1, 2)
+                p.copy_(torch.cat([keys, round_rows(values, kind)], dim=1).reshape(p.shape))
+            else:
+                p.copy_(round_rows(p, kind))
+
+
+def rows_of(seed, lengths, vocab):
     generator = torch.Generator().manual_seed(seed + 1)
     rows = []
     for n in lengths:
-        ids = torch.randint(3, VOCAB, (n,), generator=generator)
+        ids = torch.randint(3, vocab, (n,), generator=generator)
         labels = ids.clone()
         labels[: n // 3] = -100
         labels[torch.rand(n, generator=generator) < 0.2] = -100
@@ -266,19 +423,20 @@ def make(name, out, seed):
     config = {k: v for k, v in config.items() if k not in options.get("drop", [])}
     torch.manual_seed(seed)
     built = AutoConfig.for_model(model_type, **config)
-    model = AutoModelForCausalLM.from_config(built, attn_implementation="eager", torch_dtype=torch.float32)
+    kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    model = kind.from_config(built, attn_implementation="eager", torch_dtype=torch.float32)
     randomise(model, seed)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    if "packed" in options:
+        round_weights(model, options["packed"])
+    model.to(torch.float32 if "packed" in options else torch.bfloat16).save_pretrained(folder)
     for extra in ("generation_config.json",):
         if os.path.exists(os.path.join(folder, extra)):
             os.remove(os.path.join(folder, extra))
     if "old" in options:
         old_config(os.path.join(folder, "config.json"), options["old"], options.get("drop_v5", []))
-    if "edit" in options:
-        options["edit"](folder)
     # What is computed is what was saved, as a user would load it.
     source = unpacked(folder, packings.pack(folder, options["packing"])) if "packing" in options else folder
-    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
+    model = kind.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
     if source != folder:
         shutil.rmtree(source)
     model = attach(model, targets, options, seed)
@@ -290,8 +448,12 @@ def make(name, out, seed):
     path = os.path.join(folder, "adapter", "adapter_config.json")
     saved = json.load(open(path))
     saved["base_model_name_or_path"] = name
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(saved.get(key), list):
+            saved[key].sort()  # were sets
     json.dump(saved, open(path, "w"), indent=2, sort_keys=True)
-    rows = rows_of(seed, options.get("rows", [29, 17]))
+    ids = options.get("ids", built.get_text_config().vocab_size)
+    rows = rows_of(seed, options.get("rows", [21] if "gguf" in options else [29, 17]), ids)
     trained = sum(int((labels[1:] != -100).sum()) for _, labels in rows)
     expected, total = {}, 0.0
     for i, (ids, labels) in enumerate(rows):
@@ -309,8 +471,10 @@ def make(name, out, seed):
         sys.exit(f"{name}: {len(gradients)} of {wanted} gradients have a name in PEFT's file")
     for key, value in gradients.items():
         expected[f"grad.{key}"] = value
-    meta = {"format": "pt", "seed": str(seed), "transformers": transformers.__version__, "positions": str(options.get("together", 64))}
-    save_file(expected, os.path.join(folder, "expected.safetensors"), metadata=meta)
+    # One key: the order of several would be another each time.
+    save_file(expected, os.path.join(folder, "expected.safetensors"), metadata={"positions": str(options.get("together", 64))})
+    if "rename" in options:
+        rename_files(folder, options)
     size = sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(folder) for f in files)
     print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {len(gradients)} gradients, loss {total / trained:.4f}, {size // 1024} KiB",
           flush=True)
