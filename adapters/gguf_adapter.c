@@ -164,6 +164,11 @@ static int read_keys(struct gguf_reader *r, struct pool *pool) {
         return -1;
     if (gguf_find(r->file, "adapter.alora.invocation_tokens"))
         return error_set(r->err, STATUS_DATA, "%s: activated LoRA cannot be computed by this version", r->file->name);
+    int64_t parts = 1;
+    if (gguf_get_int(r->file, "split.count", 0, UINT16_MAX, &parts, r->err) < 0) return -1;
+    if (parts > 1)
+        return error_set(r->err, STATUS_DATA, "%s: is one of %lld parts: an adapter must be one file", r->file->name,
+                         (long long)parts);
     const struct gguf_kv *kv = gguf_find(r->file, "adapter.lora.alpha");
     if (kv && kv->type != GGUF_F32)
         return error_set(r->err, STATUS_DATA, "%s: adapter.lora.alpha is %s, loaders require f32", r->file->name,

@@ -16,6 +16,28 @@ static bool ends_with(const char *text, const char *ending) {
 
 // --- GGUF
 
+// All tensors are there, each once: parts of two models do not pass for one.
+static int check_parts(const struct base *b, struct error *err) {
+    int64_t total = 0;
+    for (int i = 0; i < b->n_parts; i++) total += (int64_t)b->parts[i].n_tensors;
+    for (int i = 0; i < b->n_parts; i++) {
+        const struct gguf *part = &b->parts[i];
+        int64_t declared = total;
+        if (gguf_get_int(part, "split.tensors.count", 0, INT32_MAX, &declared, err) < 0) return -1;
+        if (declared != total)
+            return error_set(err, STATUS_DATA, "%s: the parts hold %lld tensors, split.tensors.count says %lld",
+                             part->name, (long long)total, (long long)declared);
+        for (size_t t = 0; t < part->n_tensors; t++) {
+            for (int k = 0; k < i; k++) {
+                if (!gguf_find_tensor(&b->parts[k], part->tensors[t].name)) continue;
+                return error_set(err, STATUS_DATA, "%s: tensor '%s' is in %s, too", part->name, part->tensors[t].name,
+                                 b->parts[k].name);
+            }
+        }
+    }
+    return 0;
+}
+
 static int open_parts(struct base *b, struct error *err) {
     b->kind = BASE_GGUF;
     b->parts = pool_alloc(&b->pool, sizeof *b->parts);
@@ -53,13 +75,7 @@ static int open_parts(struct base *b, struct error *err) {
             return error_set(err, STATUS_DATA, "%s: is part %lld of %lld, expected %d of %lld", path,
                              (long long)own + 1, (long long)of, i + 1, (long long)count);
     }
-    int64_t total = 0, declared = -1;
-    for (int i = 0; i < count; i++) total += (int64_t)parts[i].n_tensors;
-    if (gguf_get_int(&parts[0], "split.tensors.count", 0, INT32_MAX, &declared, err) < 0) return -1;
-    if (declared >= 0 && declared != total)
-        return error_set(err, STATUS_DATA, "%s: its parts hold %lld tensors, split.tensors.count says %lld", b->path,
-                         (long long)total, (long long)declared);
-    return 0;
+    return check_parts(b, err);
 }
 
 // --- safetensors

@@ -274,17 +274,6 @@ static bool read_alignment(struct cursor *c, struct gguf *g) {
     return true;
 }
 
-static bool refuse_splits(struct cursor *c, const struct gguf *g) {
-    int64_t parts = 1;
-    if (gguf_get_int(g, "split.count", 0, UINT16_MAX, &parts, c->err) < 0) return false;
-    if (parts <= 1) return true;
-    error_set(c->err, STATUS_DATA,
-              "%s: is one of %" PRId64
-              " parts of a split model, which this version does not read; merge them (llama-gguf-split --merge)",
-              c->name, parts);
-    return false;
-}
-
 static bool parse(struct cursor *c, struct gguf *g) {
     if (!take_header(c, g)) return false;
     for (size_t i = 0; i < g->n_kv; i++)
@@ -292,7 +281,7 @@ static bool parse(struct cursor *c, struct gguf *g) {
     if (!index_kv(c, g) || !read_alignment(c, g)) return false;
     for (size_t i = 0; i < g->n_tensors; i++)
         if (!take_tensor(c, &g->pool, &g->tensors[i])) return false;
-    return index_tensors(c, g) && refuse_splits(c, g) && place_tensors(c, g);
+    return index_tensors(c, g) && place_tensors(c, g);
 }
 
 int gguf_parse(const uint8_t *bytes, size_t length, const char *name, struct gguf *out, struct error *err) {

@@ -519,14 +519,6 @@ TEST(tensor_types_and_places) {
     pad(32);
     zeros(4);
     accepts();
-    head(0, 1);
-    key("split.count", GGUF_U16);
-    text_append(&b, "\x03", 2);
-    refuses("one of 3 parts of a split model");
-    head(0, 1);
-    key("split.count", GGUF_U16);
-    text_append(&b, "\x01", 2);
-    accepts();
 }
 
 TEST(limits_both_sides) {

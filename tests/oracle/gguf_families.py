@@ -53,7 +53,7 @@ def joined_keys(self, base, gguf):
 
 def converter(name, folder, gguf, conversion):
     """The converter's class of this model, with any vocabulary and, where the case says so, packed weights."""
-    options = families.CASES[name][3]
+    options = families.CASES[name.split("+")[0]][3]
     params = conversion.ModelBase.load_hparams(folder, False)
     base = conversion.get_model_class(conversion.get_model_architecture(params, conversion.ModelType.TEXT), mmproj=False)
     more = {"set_vocab": vocabulary, "model_arch": base.model_arch}
@@ -68,7 +68,7 @@ def converter(name, folder, gguf, conversion):
 
 
 def convert(name, source, out, fixtures, parts, gguf, conversion):
-    kind = gguf.LlamaFileType.MOSTLY_BF16 if fixtures and "packed" not in families.CASES[name][3] else gguf.LlamaFileType.ALL_F32
+    kind = gguf.LlamaFileType.MOSTLY_BF16 if fixtures and "packed" not in families.CASES[name.split("+")[0]][3] else gguf.LlamaFileType.ALL_F32
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         released(source, folder)
@@ -114,4 +114,5 @@ def main():
     sys.exit(failed > 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(quants tables quantized tokens templates peft_oracle hot_swap quickstart)
+test ${#suites[@]} -gt 0 || suites=(quants tables quantized families tokens templates peft_oracle hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
@@ -24,7 +24,7 @@ count() {
     times+=$(printf '%6d s  %s' $((SECONDS - start)) "$name")$'\n'
 }
 
-for script in venv base; do
+for script in venv base llama_cpp; do
     start=$SECONDS
     bash "tests/peers/$script.sh"
     code=$?
@@ -52,6 +52,7 @@ for suite in "${suites[@]}"; do
     tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000) ;;
     templates) arguments=(--dump "$dumps/templates_dump" --count 3000) ;;
     quantized) arguments=(--graft "${BUILD:-build}/graft") ;;
+    families) arguments=(--dump "$dumps/families_dump" --llama-cpp cache/llama.cpp-9993) ;;
     tables) arguments=(--dump "$dumps/tables_dump") ;;
     esac
     "$GRAFT_VENV/bin/python" "tests/peers/$suite.py" "${arguments[@]}" 2>&1 | tee "$log"
