@@ -27,8 +27,8 @@ static const char *at(const char *format, ...) {
 static void same_model(const char *a_path, const char *b_path) {
     struct model a, b;
     struct error err = {0};
-    CHECK_MSG(model_open(a_path, &a, &err) == 0, "%s", err.text);
-    CHECK_MSG(model_open(b_path, &b, &err) == 0, "%s", err.text);
+    CHECK_MSG(model_open(a_path, NULL, &a, &err) == 0, "%s", err.text);
+    CHECK_MSG(model_open(b_path, NULL, &b, &err) == 0, "%s", err.text);
     if (err.code) return;
     CHECK_INT(a.n_weights, b.n_weights);
     CHECK(a.total_parameters == b.total_parameters && a.weight_bytes == b.weight_bytes);
@@ -47,7 +47,7 @@ static void same_model(const char *a_path, const char *b_path) {
 static void refused(const char *path, int code, const char *what) {
     struct model m;
     struct error err = {0};
-    CHECK_MSG(model_open(path, &m, &err) != 0, "%s: opened, expected: %s", path, what);
+    CHECK_MSG(model_open(path, NULL, &m, &err) != 0, "%s: opened, expected: %s", path, what);
     if (err.code == 0) model_close(&m);
     CHECK_INT(err.code, code);
     CHECK_MSG(strstr(err.text, what) != NULL, "'%s' does not say '%s'", err.text, what);
