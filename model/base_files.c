@@ -113,7 +113,7 @@ static int open_index(struct base *b, const char *path, struct error *err) {
     struct json_options options = {.name = path};
     if (json_load(path, INDEX_LIMIT, &options, &document, err)) return -1;
     int status = json_get_container(document.root, "weight_map", JSON_OBJECT, JSON_REQUIRED, &map, err);
-    if (status) error_prefix(err, path);
+    if (status) error_prefix(err, "%s", path);
     char **files = pool_array(&b->pool, MAX_PARTS, sizeof *files);
     b->shards = pool_array(&b->pool, MAX_PARTS, sizeof *b->shards);
     if (status == 0 && (!files || !b->shards)) status = error_memory(err, "the shards", MAX_PARTS * sizeof *b->shards);
