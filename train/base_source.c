@@ -157,10 +157,12 @@ int base_source_open(const struct base_source *source, int threads, struct model
     if (status == 0) status = model_open(path, source->name, out, err);
     bool asked = status == 0 && source->packing.format != 0 && model_has_weights(out) && base_is_plain(out);
     if (asked && out->base->kind == BASE_GGUF) {
-        status = error_set(err, STATUS_CONFIG,
-                           "load_in_4bit and load_in_8bit: %s is a GGUF of %s weights, and only safetensors are "
-                           "quantised while loading; make a smaller GGUF with `graft quantize`, or set both to false",
-                           source->name, out->file_type);
+        status = error_set(
+            err, STATUS_CONFIG,
+            "load_in_4bit and load_in_8bit: %s is a GGUF of %s weights, and quantising one while loading is not "
+            "in this version (safetensors are); give a GGUF that is quantised already, or set both to "
+            "false",
+            source->name, out->file_type);
         model_close(out);
     } else if (asked) {
         status = quantised(source, path, threads, &pool, out, err);
