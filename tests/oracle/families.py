@@ -277,6 +277,9 @@ LACKS = {
     "glm": "the converter takes width / heads for head_dim", "gemma3-vision": "modules are named as of the text model",
     "mistral3-vision": "modules are named as of the text model", "llama4-vision": "modules are named as of the text model"}
 
+LACKS |= {name: "the converter unpacks it, or cannot" for name, case in CASES.items() if "packing" in case[3]}
+LACKS |= {name: "compared from the folder alone" for name in CASES if name.startswith("lora-")}
+
 
 def randomise(model, seed):
     """Every parameter, norms and biases too, so that none can be left out unnoticed; then rounded to bf16, which is what is
