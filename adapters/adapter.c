@@ -16,13 +16,16 @@ struct adapter_shape adapter_part_shape(const struct adapter_module *m, enum ada
     switch (part) {
     case ADAPTER_A: return (struct adapter_shape){experts * m->r, module->in};
     case ADAPTER_B: return (struct adapter_shape){experts * module->out, m->r};
+    case ADAPTER_FULL: return (struct adapter_shape){module->out, module->in};
+    case ADAPTER_ROWS: return (struct adapter_shape){m->n_rows, module->in};
     case ADAPTER_PARTS: break;
     }
     return (struct adapter_shape){0, 0};
 }
 
 const char *adapter_part_name(enum adapter_part part) {
-    static const char *const names[] = {[ADAPTER_A] = "lora_A", [ADAPTER_B] = "lora_B"};
+    static const char *const names[] = {
+        [ADAPTER_A] = "lora_A", [ADAPTER_B] = "lora_B", [ADAPTER_FULL] = "weight", [ADAPTER_ROWS] = "rows"};
     return names[part];
 }
 
@@ -44,6 +47,29 @@ int adapter_add(struct adapter *adapter, const struct module *module, int r, flo
     if (adapter_add_part(adapter, m, ADAPTER_A, err) || adapter_add_part(adapter, m, ADAPTER_B, err)) return -1;
     adapter->n_modules++;
     return 0;
+}
+
+int adapter_add_bare(struct adapter *adapter, const struct module *module, struct adapter_module **out,
+                     struct error *err) {
+    (void)err;
+    *out = &adapter->modules[adapter->n_modules++];
+    **out = (struct adapter_module){.module = module, .alpha = 1};
+    return 0;
+}
+
+int adapter_set_rows(struct adapter *adapter, struct adapter_module *m, const int32_t *ids, int n, struct error *err) {
+    m->row_ids = pool_array(&adapter->pool, (uint64_t)n, sizeof *m->row_ids);
+    if (!m->row_ids) return error_memory(err, "token rows", (size_t)n * sizeof *m->row_ids);
+    memcpy(m->row_ids, ids, (size_t)n * sizeof *ids);
+    m->n_rows = n;
+    return adapter_add_part(adapter, m, ADAPTER_ROWS, err);
+}
+
+struct adapter_module *adapter_find(const struct adapter *adapter, const struct module *module) {
+    for (int i = 0; i < adapter->n_modules; i++) {
+        if (adapter->modules[i].module == module) return &adapter->modules[i];
+    }
+    return NULL;
 }
 
 int adapter_new(const struct model *model, const int *ids, int n, int r, float alpha, float dropout, bool rslora,

@@ -7,18 +7,22 @@
 
 // The parameters that a module's adapter may consist of.
 enum adapter_part {
-    ADAPTER_A, // (experts r, in)
-    ADAPTER_B, // (experts out, r), base file's row order
+    ADAPTER_A,    // (experts r, in)
+    ADAPTER_B,    // (experts out, r), base file's row order
+    ADAPTER_FULL, // (out, in): embedding or head, trained whole in place of the base's
+    ADAPTER_ROWS, // (n_rows, in): embedding, in place of the rows of row_ids (also in a head that is tied to it)
     ADAPTER_PARTS
 };
 struct adapter_module {
     const struct module *module; // borrowed from the model
-    int r;
-    float alpha; // as in the config (scale = alpha / r, or alpha / sqrt(r))
-    union {      // NULL: it has none
+    int r;                       // 0: no a and b
+    float alpha;                 // as in the config (scale = alpha / r, or alpha / sqrt(r))
+    int n_rows;
+    int32_t *row_ids; // as listed in the configuration
+    union {           // NULL: it has none
         float *part[ADAPTER_PARTS];
         struct {
-            float *a, *b;
+            float *a, *b, *full, *rows;
         };
     };
 };
@@ -65,6 +69,13 @@ void adapter_free(struct adapter *adapter); // zeroed struct is a no-op
 enum { ADAPTER_MAX_RANK = 1024 };
 int adapter_begin(const struct model *model, int n, struct adapter *out, struct error *err);
 int adapter_add(struct adapter *adapter, const struct module *module, int r, float alpha, struct error *err);
+// The same without A and B: parts follow.
+int adapter_add_bare(struct adapter *adapter, const struct module *module, struct adapter_module **out,
+                     struct error *err);
+// Rows of the embedding that are trained in place of the base's, zeroed.
+int adapter_set_rows(struct adapter *adapter, struct adapter_module *m, const int32_t *ids, int n, struct error *err);
+// A module's row, NULL where the adapter leaves it alone.
+struct adapter_module *adapter_find(const struct adapter *adapter, const struct module *module);
 // Gives a module's adapter one more part, zeroed.
 int adapter_add_part(struct adapter *adapter, struct adapter_module *m, enum adapter_part part, struct error *err);
 

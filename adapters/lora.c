@@ -53,6 +53,15 @@ static void initialise_module(struct adapter_module *m, enum lora_init kind, str
     enum adapter_part first = swapped ? ADAPTER_B : ADAPTER_A, second = swapped ? ADAPTER_A : ADAPTER_B;
     struct adapter_shape s = adapter_part_shape(m, first), t = adapter_part_shape(m, second);
     int64_t in = swapped ? module->out : module->in; // of PEFT's A
+    if (m->r == 0) return;
+    if (module->form == MODULE_EMBEDDING) { // lora_embedding_B, our A, is normal; lora_embedding_A zero, or normal, too
+        s = adapter_part_shape(m, ADAPTER_A), t = adapter_part_shape(m, ADAPTER_B);
+        fill_normal(m->a, s.rows, s.cols, 1, key);
+        key.step = 1;
+        memset(m->b, 0, (size_t)(t.rows * t.cols) * sizeof(float));
+        if (kind == LORA_INIT_RANDOM) fill_normal(m->b, t.rows, t.cols, 1, key);
+        return;
+    }
     // PEFT's B of a parameter is one matrix for all experts, R columns of each.
     int64_t ranks = module->form == MODULE_PARAMETER ? (int64_t)module->experts * m->r : m->r;
     if (kind == LORA_INIT_GAUSSIAN)
@@ -95,6 +104,10 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->m, err)) return -1;
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->v, err)) return -1;
     }
+    int64_t ids = 0;
+    for (int i = 0; i < adapter->n_modules; i++) ids += adapter->modules[i].n_rows;
+    if (ids && device_tensor(device, PLAN_ADAPTER, DTYPE_I32, ids, 1, &out->row_ids, err)) return -1;
+    ids = 0;
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
         decoder->slots[m->module->id].adapters[number] = (struct slot_adapter){
@@ -102,9 +115,15 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
             .b = matrix(out, out->params, i, ADAPTER_B),
             .da = matrix(out, out->grads, i, ADAPTER_A),
             .db = matrix(out, out->grads, i, ADAPTER_B),
-            .scale = adapter_scale(adapter, m),
+            .full = matrix(out, out->params, i, ADAPTER_FULL),
+            .dfull = matrix(out, out->grads, i, ADAPTER_FULL),
+            .rows = matrix(out, out->params, i, ADAPTER_ROWS),
+            .drows = matrix(out, out->grads, i, ADAPTER_ROWS),
+            .row_ids = m->n_rows ? tensor_rows(out->row_ids, ids, ids + m->n_rows) : (struct tensor){0},
+            .scale = m->r ? adapter_scale(adapter, m) : 0,
             .dropout = adapter->dropout,
         };
+        ids += m->n_rows;
     }
     return 0;
 }
@@ -118,6 +137,13 @@ void lora_detach(struct lora *lora) {
 }
 
 int lora_upload(struct lora *lora, struct error *err) {
+    int64_t at = 0;
+    for (int i = 0; i < lora->adapter->n_modules; i++) {
+        const struct adapter_module *m = &lora->adapter->modules[i];
+        struct tensor ids = tensor_rows(lora->row_ids, at, at + m->n_rows);
+        if (m->n_rows && device_write(lora->decoder->device, ids, m->row_ids, tensor_bytes(&ids), err)) return -1;
+        at += m->n_rows;
+    }
     for (int i = 0; i < lora->adapter->n_modules * ADAPTER_PARTS; i++) {
         struct tensor t = lora_part(lora, lora->params, i / ADAPTER_PARTS, i % ADAPTER_PARTS);
         const float *host = lora->adapter->modules[i / ADAPTER_PARTS].part[i % ADAPTER_PARTS];

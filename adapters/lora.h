@@ -17,10 +17,11 @@ struct lora {
     struct adapter *adapter; // borrowed: host copy, shapes and names
     int number;              // in the decoder's slots
     int64_t n_params;
-    struct tensor params; // (1, n) f32
-    struct tensor grads;  // (1, n) f32: of the running micro-batch; DTYPE_NONE when not trained
-    struct tensor sum;    // (1, n) f32: over micro-batches; the same tensor as grads when steps are not accumulated
-    struct tensor m, v;   // (1, n) f32
+    struct tensor params;  // (1, n) f32
+    struct tensor row_ids; // (n, 1) i32: those of all modules with trained rows
+    struct tensor grads;   // (1, n) f32: of the running micro-batch; DTYPE_NONE when not trained
+    struct tensor sum;     // (1, n) f32: over micro-batches; the same tensor as grads when steps are not accumulated
+    struct tensor m, v;    // (1, n) f32
 };
 
 // Fills the host copy at random, keyed by seed, module, row, element.

@@ -41,16 +41,17 @@ static int write_entry(void *context, struct file_writer *out, struct error *err
 static struct entry *list_entries(const struct adapter *adapter, struct pool *pool, size_t *count) {
     bool *has = pool_array(pool, (uint64_t)adapter->model->n_modules, sizeof *has);
     *count = 0;
-    for (int i = 0; i < adapter->n_modules; i++) *count += (size_t)peft_tensor_count(adapter->modules[i].module);
+    for (int i = 0; i < adapter->n_modules; i++)
+        *count += (size_t)peft_tensor_count(&adapter->modules[i], peft_parts(&adapter->modules[i]));
     struct entry *entries = pool_array(pool, *count, sizeof *entries), *at = entries;
     if (!has || !entries) return NULL;
-    for (int i = 0; i < adapter->n_modules; i++) has[adapter->modules[i].module->id] = true;
+    for (int i = 0; i < adapter->n_modules; i++) has[adapter->modules[i].module->id] = adapter->modules[i].a != NULL;
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
         bool sibling = peft_has_sibling(adapter->model, has, m->module);
-        for (int k = 0; k < peft_tensor_count(m->module); k++, at++) {
+        for (int k = 0; k < peft_tensor_count(m, peft_parts(m)); k++, at++) {
             at->m = m;
-            if (!peft_tensor_at(pool, m->module, m->r, sibling, k, &at->tensor)) return NULL;
+            if (!peft_tensor_at(pool, m, peft_parts(m), sibling, k, &at->tensor)) return NULL;
         }
     }
     return entries;
@@ -90,8 +91,8 @@ static int write_tensors(const char *path, const struct adapter *adapter, struct
         const struct peft_tensor *t = &entries[i].tensor;
         out[i] = (struct safetensors_out){.name = t->key,
                                           .dtype = ST_F32,
-                                          .n_dims = 2,
-                                          .shape = {t->rows, t->cols},
+                                          .n_dims = t->n_dims,
+                                          .shape = {t->n_dims == 1 ? t->cols : t->rows, t->cols},
                                           .fill = write_entry,
                                           .context = &entries[i]};
     }
@@ -141,9 +142,9 @@ static int refuse_tensor(struct peft_reader *r, const char *name) {
         const char *part, *what;
     } kinds[] = {
         {"lora_magnitude_vector", "DoRA cannot be computed by this version"},
-        {"lora_embedding_", "an adapter on the embedding cannot be computed by this version"},
-        {"token_adapter", "trained token rows cannot be computed by this version"},
-        {"trainable_tokens", "trained token rows cannot be computed by this version"},
+        {"lora_embedding_", "target_modules does not select it"},
+        {"token_adapter", "trainable_token_indices does not list it"},
+        {"trainable_tokens", "trainable_token_indices does not list it"},
         {"lora_B.bias", "a bias on the adapter cannot be computed by this version"},
         {".bias", "trained biases cannot be computed by this version"},
         {"lora_A.", "the base has no linear of this name"},
@@ -155,10 +156,9 @@ static int refuse_tensor(struct peft_reader *r, const char *name) {
     for (size_t i = 0; i < COUNT_OF(kinds); i++)
         if (strstr(name, kinds[i].part))
             return error_set(r->err, STATUS_DATA, "%s: tensor '%.200s': %s", r->path, name, kinds[i].what);
-    return error_set(
-        r->err, STATUS_DATA,
-        "%s: tensor '%.200s' replaces a weight of the base (modules_to_save), which this version cannot do", r->path,
-        name);
+    return error_set(r->err, STATUS_DATA,
+                     "%s: tensor '%.200s' replaces a weight of the base, which modules_to_save does not name", r->path,
+                     name);
 }
 
 // A tensor that was not asked for: of a module that target_modules leaves out, or of none.
@@ -167,9 +167,11 @@ static int refuse_unused(struct peft_reader *r, const char *name) {
     if (!none) return error_memory(r->err, "the module selection", (size_t)r->model->n_modules);
     for (int i = 0; i < r->model->n_modules; i++) {
         const struct module *m = &r->model->modules[i];
+        const struct adapter_module any = {.module = m, .r = 1};
+        const unsigned pair = 1u << ADAPTER_A | 1u << ADAPTER_B;
         struct peft_tensor t;
-        for (int k = 0; k < peft_tensor_count(m) && !r->config->selected[i]; k++) {
-            if (!peft_tensor_at(r->pool, m, 1, false, k, &t)) return error_memory(r->err, "tensor names", 0);
+        for (int k = 0; k < peft_tensor_count(&any, pair) && !r->config->selected[i]; k++) {
+            if (!peft_tensor_at(r->pool, &any, pair, false, k, &t)) return error_memory(r->err, "tensor names", 0);
             if (strcmp(t.key, name) != 0) continue;
             return error_set(r->err, STATUS_DATA, "%s: has tensors of '%s', which target_modules does not select",
                              r->path, m->hf_name);
@@ -178,8 +180,9 @@ static int refuse_unused(struct peft_reader *r, const char *name) {
     return refuse_tensor(r, name);
 }
 
-static int check_shape(struct peft_reader *r, const struct safetensors_entry *e, int64_t rows, int64_t cols) {
-    if (e->n_dims == 2 && e->shape[0] == rows && e->shape[1] == cols) return 0;
+static int check_shape(struct peft_reader *r, const struct safetensors_entry *e, const struct peft_tensor *t) {
+    int64_t rows = t->rows, cols = t->cols;
+    if (e->n_dims == t->n_dims && e->shape[e->n_dims - 1] == cols && (e->n_dims == 1 || e->shape[0] == rows)) return 0;
     char shape[ST_MAX_RANK * 24] = "";
     for (int d = 0, n = 0; d < e->n_dims; d++)
         n += snprintf(shape + n, sizeof shape - (size_t)n, "%s%lld", d ? ", " : "", (long long)e->shape[d]);
@@ -193,7 +196,7 @@ static int copy_row(struct peft_reader *r, const struct safetensors_entry *e, in
     if (e->dtype != ST_F32 && e->dtype != ST_F16 && e->dtype != ST_BF16)
         return error_set(r->err, STATUS_DATA, "%s: tensor '%s' is %s; F32, F16 and BF16 can be read", r->path, e->name,
                          safetensors_dtype_name(e->dtype));
-    int64_t cols = e->shape[1];
+    int64_t cols = e->shape[e->n_dims - 1];
     for (int64_t j = 0; j < cols; j++) {
         uint16_t half;
         if (e->dtype == ST_F32) {
@@ -209,49 +212,75 @@ static int copy_row(struct peft_reader *r, const struct safetensors_entry *e, in
     return 0;
 }
 
-// Tensors and configuration must name the same modules: PEFT would leave out the rest with a mere warning.
-static int find_pair(struct peft_reader *r, const struct module *m, const struct peft_tensor t[2],
-                     const struct safetensors_entry *e[2]) {
-    for (int h = 0; h < 2; h++) {
-        e[h] = safetensors_find(r->file, t[h].key);
-        if (e[h]) r->used[e[h] - r->file->entries] = true;
-    }
-    if (!e[0] && !e[1])
-        return error_set(r->err, STATUS_DATA, "%s: target_modules selects '%s', but its tensors are missing", r->path,
-                         m->hf_name);
-    if (!e[0] || !e[1])
-        return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->path, m->hf_name,
-                         e[0] ? "lora_A.weight" : "lora_B.weight", e[0] ? "lora_B.weight" : "lora_A.weight");
-    return check_shape(r, e[0], t[0].rows, t[0].cols) || check_shape(r, e[1], t[1].rows, t[1].cols) ? -1 : 0;
+// The entry of a tensor, NULL where the file has none.
+static const struct safetensors_entry *find_entry(struct peft_reader *r, const struct peft_tensor *t) {
+    const struct safetensors_entry *e = safetensors_find(r->file, t->key);
+    if (e) r->used[e - r->file->entries] = true;
+    return e;
 }
 
+// Tensors and configuration must name the same modules: PEFT would leave out the rest with a mere warning.
+static int missing(struct peft_reader *r, const struct peft_tensor *t, const struct safetensors_entry *other) {
+    const char *name = t->module->hf_name;
+    if (t->part == ADAPTER_FULL || t->part == ADAPTER_ROWS)
+        return error_set(r->err, STATUS_DATA, "%s: %s names '%s', but tensor '%s' is missing", r->path,
+                         t->part == ADAPTER_FULL ? "modules_to_save" : "trainable_token_indices", name, t->key);
+    if (t->part == ADAPTER_A && !other)
+        return error_set(r->err, STATUS_DATA, "%s: target_modules selects '%s', but its tensors are missing", r->path,
+                         name);
+    return error_set(r->err, STATUS_DATA, "%s: '%s' has %s without %s", r->path, name,
+                     t->part == ADAPTER_A ? "lora_B.weight" : "lora_A.weight",
+                     t->part == ADAPTER_A ? "lora_A.weight" : "lora_B.weight");
+}
+
+static int copy_tensor(struct peft_reader *r, const struct peft_tensor *t, const struct safetensors_entry *e,
+                       struct adapter_module *m) {
+    float *row = mem_alloc((size_t)t->cols * sizeof *row);
+    int status = row ? 0 : error_memory(r->err, "a row of an adapter", (size_t)t->cols);
+    for (int64_t i = 0; i < t->rows && status == 0; i++) {
+        status = copy_row(r, e, i, row);
+        if (status == 0) peft_put_row(t, m, i, row);
+    }
+    mem_free(row);
+    return status;
+}
+
+// What the configuration says of a module: nothing is made room for before all shapes are known to be right.
 static int read_module(struct peft_reader *r, const struct module *module, struct adapter *out) {
-    int rank = r->config->ranks[module->id];
-    bool sibling = peft_has_sibling(r->model, r->config->selected, module);
-    struct adapter_module *m = NULL;
-    for (int k = 0; k < peft_tensor_count(module); k += 2) {
-        struct peft_tensor t[2];
-        const struct safetensors_entry *e[2];
-        if (!peft_tensor_at(r->pool, module, rank, sibling, k, &t[0]) ||
-            !peft_tensor_at(r->pool, module, rank, sibling, k + 1, &t[1]))
+    const struct peft_config *c = r->config;
+    bool sibling = peft_has_sibling(r->model, c->selected, module);
+    unsigned parts = c->selected[module->id] ? 1u << ADAPTER_A | 1u << ADAPTER_B : 0;
+    if (c->saved[module->id]) parts |= 1u << ADAPTER_FULL;
+    struct adapter_module want = {.module = module, .r = parts & 1u ? c->ranks[module->id] : 0}, *m;
+    if (module->form == MODULE_EMBEDDING && c->n_rows) parts |= 1u << ADAPTER_ROWS, want.n_rows = c->n_rows;
+    int n = peft_tensor_count(&want, parts);
+    for (int k = 0; k < n; k++) {
+        struct peft_tensor t, other;
+        int beside = k % 2 ? k - 1 : k + 1 < n ? k + 1 : k; // the other half, where there are halves
+        if (!peft_tensor_at(r->pool, &want, parts, sibling, k, &t) ||
+            !peft_tensor_at(r->pool, &want, parts, sibling, beside, &other))
             return error_memory(r->err, "tensor names", 0);
-        if (find_pair(r, module, t, e)) return -1;
-        if (!m) { // not before the shapes are known to be right
-            if (adapter_add(out, module, rank, r->config->alphas[module->id], r->err)) return -1;
-            m = &out->modules[out->n_modules - 1];
-        }
-        for (int h = 0; h < 2; h++) {
-            float *row = mem_alloc((size_t)t[h].cols * sizeof *row);
-            int status = row ? 0 : error_memory(r->err, "a row of an adapter", (size_t)t[h].cols);
-            for (int64_t i = 0; i < t[h].rows && status == 0; i++) {
-                status = copy_row(r, e[h], i, row);
-                if (status == 0) peft_put_row(&t[h], m, i, row);
-            }
-            mem_free(row);
-            if (status) return -1;
-        }
+        const struct safetensors_entry *e = find_entry(r, &t);
+        if (!e) return missing(r, &t, find_entry(r, &other));
+        if (check_shape(r, e, &t)) return -1;
+    }
+    if (want.r ? adapter_add(out, module, want.r, c->alphas[module->id], r->err)
+               : adapter_add_bare(out, module, &m, r->err))
+        return -1;
+    m = &out->modules[out->n_modules - 1];
+    if (c->n_rows && module->form == MODULE_EMBEDDING && adapter_set_rows(out, m, c->row_ids, c->n_rows, r->err))
+        return -1;
+    if (c->saved[module->id] && adapter_add_part(out, m, ADAPTER_FULL, r->err)) return -1;
+    for (int k = 0; k < n; k++) {
+        struct peft_tensor t;
+        if (!peft_tensor_at(r->pool, &want, parts, sibling, k, &t)) return error_memory(r->err, "tensor names", 0);
+        if (copy_tensor(r, &t, find_entry(r, &t), m)) return -1;
     }
     return 0;
+}
+
+static bool in_adapter(const struct peft_config *c, const struct module *m) {
+    return c->selected[m->id] || c->saved[m->id] || (c->n_rows && m->form == MODULE_EMBEDDING);
 }
 
 static int read_tensors(struct peft_reader *r, struct adapter *out) {
@@ -259,13 +288,16 @@ static int read_tensors(struct peft_reader *r, struct adapter *out) {
     int count = 0;
     r->used = pool_array(r->pool, r->file->n_entries, sizeof *r->used);
     if (!r->used) return error_memory(r->err, "the tensor table", r->file->n_entries);
-    for (int i = 0; i < r->model->n_modules; i++) count += config->selected[i];
+    for (int i = 0; i < r->model->n_modules; i++) count += in_adapter(config, &r->model->modules[i]);
     if (adapter_begin(r->model, count, out, r->err)) return -1;
     for (int i = 0; i < r->model->n_modules; i++) {
-        if (config->selected[i] && read_module(r, &r->model->modules[i], out)) return -1;
+        if (in_adapter(config, &r->model->modules[i]) && read_module(r, &r->model->modules[i], out)) return -1;
     }
     for (size_t i = 0; i < r->file->n_entries; i++) {
-        if (!r->used[i]) return refuse_unused(r, r->file->entries[i].name);
+        bool copy = false;
+        for (int k = 0; k < out->n_modules && !r->used[i]; k++)
+            copy |= out->modules[k].r && peft_is_base_copy(out->modules[k].module, r->file->entries[i].name);
+        if (!r->used[i] && !copy) return refuse_unused(r, r->file->entries[i].name);
     }
     out->r = config->r;
     out->alpha = config->alpha;

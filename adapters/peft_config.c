@@ -34,8 +34,6 @@ static const struct {
     const char *key, *what;
 } refused[] = {
     {"use_dora", "DoRA"},
-    {"modules_to_save", "trained copies of whole modules"},
-    {"trainable_token_indices", "trained token rows"},
     {"lora_bias", "biases on the adapter"},
     {"layer_replication", "replicated layers"},
     {"alora_invocation_tokens", "activated LoRA"},
@@ -65,6 +63,8 @@ static const char *const known[] = {
     "target_modules",
     "target_parameters",
     "exclude_modules",
+    "modules_to_save",
+    "trainable_token_indices",
     "bias",
     "use_rslora",
     "init_lora_weights",
@@ -312,6 +312,72 @@ static int apply_pattern(struct reader *r, struct pool *pool, const char *key, s
     return 0;
 }
 
+// --- What is trained whole
+
+// modules_to_save matches by plain ending; a module that is trained whole is no target.
+static int read_saved(struct reader *r, struct peft_config *out) {
+    const struct json *list = json_get(r->root, "modules_to_save"), *tie = json_get(r->root, "ensure_weight_tying");
+    if (is_unused(list)) return 0;
+    if (json_type(list) != JSON_ARRAY)
+        return error_set(r->err, STATUS_DATA, "%s: modules_to_save is %s", r->path, json_type_name(list));
+    for (const struct json *v = json_child(list); v; v = json_next(v)) {
+        size_t n, found = 0;
+        const char *name = json_string(v, &n);
+        for (int i = 0; name && i < r->model->n_modules; i++) {
+            const struct module *m = &r->model->modules[i];
+            size_t length = strlen(m->hf_name);
+            if (n > length || strcmp(m->hf_name + length - n, name) != 0) continue;
+            if (m->form != MODULE_EMBEDDING && m->form != MODULE_HEAD) continue;
+            out->saved[i] = true, out->selected[i] = false;
+            found++;
+        }
+        if (found) continue;
+        return error_set(r->err, STATUS_DATA,
+                         "%s: modules_to_save names '%.80s'; embedding and head can be trained whole in this version",
+                         r->path, name ? name : json_type_name(v));
+    }
+    if (is_unused(tie) || !r->model->arch.tied) return 0;
+    return error_set(r->err, STATUS_DATA,
+                     "%s: ensure_weight_tying is set: copies that stay one are not in this version", r->path);
+}
+
+// trainable_token_indices: a list, or an object with one for the embedding.
+static int read_rows(struct reader *r, struct pool *pool, struct peft_config *out) {
+    const struct json *list = json_get(r->root, "trainable_token_indices");
+    if (is_unused(list)) return 0;
+    int embedding = -1;
+    for (int i = 0; i < r->model->n_modules; i++)
+        if (r->model->modules[i].form == MODULE_EMBEDDING) embedding = i;
+    if (embedding < 0) return error_set(r->err, STATUS_DATA, "%s: the base has no embedding", r->path);
+    if (json_type(list) == JSON_OBJECT) {
+        const struct json *only = json_child(list);
+        const char *name = json_key(only, NULL), *path = r->model->modules[embedding].hf_name;
+        size_t n = strlen(name), length = strlen(path);
+        if (json_next(only) || n > length || strcmp(path + length - n, name) != 0)
+            return error_set(r->err, STATUS_DATA, "%s: trainable_token_indices can be of the embedding alone", r->path);
+        list = only;
+    }
+    if (json_type(list) != JSON_ARRAY)
+        return error_set(r->err, STATUS_DATA, "%s: trainable_token_indices is %s", r->path, json_type_name(list));
+    out->row_ids = pool_array(pool, json_count(list), sizeof *out->row_ids);
+    if (!out->row_ids) return error_memory(r->err, "token rows", json_count(list));
+    for (const struct json *v = json_child(list); v; v = json_next(v)) {
+        int64_t id = -1;
+        if (!json_int(v, &id) || id < 0 || id >= r->model->arch.vocab)
+            return error_set(r->err, STATUS_DATA,
+                             "%s: trainable_token_indices holds %lld; the vocabulary has %d tokens", r->path,
+                             (long long)id, r->model->arch.vocab);
+        for (int i = 0; i < out->n_rows; i++)
+            if (out->row_ids[i] == id)
+                return error_set(r->err, STATUS_DATA, "%s: trainable_token_indices holds %lld twice", r->path,
+                                 (long long)id);
+        out->row_ids[out->n_rows++] = (int32_t)id;
+    }
+    if (!out->selected[embedding] && !out->saved[embedding]) return 0;
+    return error_set(r->err, STATUS_DATA, "%s: trainable_token_indices beside another adapter on the embedding",
+                     r->path);
+}
+
 // --- All of it
 
 static int read_numbers(struct reader *r, struct pool *pool, struct peft_config *out) {
@@ -346,12 +412,14 @@ static int read_config(struct reader *r, struct pool *pool, struct peft_config *
     out->selected = pool_array(pool, n, sizeof *out->selected);
     out->ranks = pool_array(pool, n, sizeof *out->ranks);
     out->alphas = pool_array(pool, n, sizeof *out->alphas);
-    if (!out->selected || !out->ranks || !out->alphas) return error_memory(r->err, "the module selection", n);
+    out->saved = pool_array(pool, n, sizeof *out->saved);
+    if (!out->selected || !out->ranks || !out->alphas || !out->saved)
+        return error_memory(r->err, "the module selection", n);
     for (size_t i = 0; i < n; i++) {
         out->ranks[i] = out->r;
         out->alphas[i] = out->alpha;
     }
-    if (select_modules(r, pool, out->selected)) return -1;
+    if (select_modules(r, pool, out->selected) || read_saved(r, out) || read_rows(r, pool, out)) return -1;
     if (apply_pattern(r, pool, "rank_pattern", out) || apply_pattern(r, pool, "alpha_pattern", out)) return -1;
     for (size_t i = 0; i < n; i++)
         if (out->selected[i]) return 0;
@@ -427,12 +495,17 @@ static bool as_parameter(const struct adapter *adapter, const struct module *m) 
     return m->form == MODULE_PARAMETER || (m->router && adapter->dropout == 0);
 }
 
+// Is it listed in target_modules?
+static bool as_module(const struct adapter *adapter, const struct adapter_module *m) {
+    return m->r > 0 && !as_parameter(adapter, m->module);
+}
+
 // Every module by its whole path, each expert too.
 static void put_paths(struct json_writer *w, const struct adapter *adapter) {
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
         const char *d = m->form == MODULE_EXPERTS ? strstr(m->hf_name, "%d") : NULL;
-        if (as_parameter(adapter, m)) continue;
+        if (!as_module(adapter, &adapter->modules[i])) continue;
         if (!d) json_put_string(w, m->hf_name);
         for (int e = 0; d && e < m->experts; e++) {
             char path[512];
@@ -450,7 +523,8 @@ static bool selects_exactly(const struct adapter *adapter, const struct coverage
         bool taken = false, ours = false;
         for (size_t k = 0; k < n; k++) taken |= strcmp(names[k], m->short_name) == 0;
         if (!taken || as_parameter(adapter, m) || (m->layer >= 0 && !c->layer[m->layer])) continue;
-        for (int k = 0; k < adapter->n_modules && !ours; k++) ours = adapter->modules[k].module == m;
+        for (int k = 0; k < adapter->n_modules && !ours; k++)
+            ours = adapter->modules[k].module == m && adapter->modules[k].r > 0;
         if (!ours) return false;
     }
     return true;
@@ -462,7 +536,7 @@ static void put_targets(struct json_writer *w, const struct adapter *adapter, co
     size_t n = 0;
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
-        bool listed = as_parameter(adapter, m);
+        bool listed = !as_module(adapter, &adapter->modules[i]);
         for (size_t k = 0; k < n && !listed; k++) listed = strcmp(names[k], m->short_name) == 0;
         if (!listed) names[n++] = m->short_name;
     }
@@ -500,6 +574,34 @@ static void put_parameters(struct json_writer *w, const struct adapter *adapter,
     json_end_array(w);
 }
 
+static void put_saved(struct json_writer *w, const struct adapter *adapter) {
+    bool any = false;
+    for (int i = 0; i < adapter->n_modules; i++) any |= adapter->modules[i].full != NULL;
+    json_put_key(w, "modules_to_save");
+    if (!any) {
+        json_put_null(w);
+        return;
+    }
+    json_begin_array(w);
+    for (int i = 0; i < adapter->n_modules; i++)
+        if (adapter->modules[i].full) json_put_string(w, adapter->modules[i].module->short_name);
+    json_end_array(w);
+}
+
+static void put_rows(struct json_writer *w, const struct adapter *adapter) {
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        if (!m->rows) continue;
+        json_put_key(w, "trainable_token_indices");
+        json_begin_object(w);
+        json_put_key(w, m->module->short_name);
+        json_begin_array(w);
+        for (int k = 0; k < m->n_rows; k++) json_put_int(w, m->row_ids[k]);
+        json_end_array(w);
+        json_end_object(w);
+    }
+}
+
 static void put_layers(struct json_writer *w, const struct adapter *adapter, const struct coverage *c) {
     json_put_key(w, "layers_to_transform");
     if (c->all || !c->regular) {
@@ -517,7 +619,7 @@ static void put_pattern(struct json_writer *w, const struct adapter *adapter, bo
     json_begin_object(w);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
-        if (ranks ? m->r == adapter->r : m->alpha == adapter->alpha) continue;
+        if (m->r == 0 || (ranks ? m->r == adapter->r : m->alpha == adapter->alpha)) continue;
         char pattern[PATTERN_NAME];
         const char *name = m->module->hf_name, *d = strstr(name, "%d");
         if (d) snprintf(pattern, sizeof pattern, "%.*s[0-9]+%s", (int)(d - name), name, d + 2);
@@ -558,8 +660,7 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     put_number(&w, adapter->alpha);
     json_put_key(&w, "lora_dropout");
     json_put_double(&w, decimal(adapter->dropout));
-    json_put_key(&w, "modules_to_save");
-    json_put_null(&w);
+    put_saved(&w, adapter);
     json_put_key(&w, "peft_type");
     json_put_string(&w, "LORA");
     json_put_key(&w, "r");
@@ -571,6 +672,7 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     put_parameters(&w, adapter, &c);
     json_put_key(&w, "task_type");
     json_put_string(&w, "CAUSAL_LM");
+    put_rows(&w, adapter);
     json_put_key(&w, "use_dora");
     json_put_bool(&w, false);
     json_put_key(&w, "use_rslora");

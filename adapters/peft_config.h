@@ -12,6 +12,10 @@ struct peft_config {
     bool *selected;
     int *ranks;    // of selected ones, after rank_pattern
     float *alphas; // their lora_alpha, after alpha_pattern
+    bool *saved;   // trained whole: modules_to_save
+    // trainable_token_indices, of the embedding; in the pool
+    int32_t *row_ids;
+    int n_rows;
 };
 // Refuses by name what would change the result and is not computed here. Nothing is left to free but the pool.
 enum { PEFT_CONFIG_BYTES = 1 << 20 };

@@ -5,8 +5,25 @@
 
 static const char PREFIX[] = "base_model.model.";
 
-int peft_tensor_count(const struct module *m) {
-    return m->form == MODULE_EXPERTS ? 2 * m->experts : 2;
+enum { PAIR = 1u << ADAPTER_A | 1u << ADAPTER_B };
+
+unsigned peft_parts(const struct adapter_module *m) {
+    unsigned parts = 0;
+    for (int p = 0; p < ADAPTER_PARTS; p++) parts |= m->part[p] ? 1u << p : 0;
+    return parts;
+}
+
+int peft_tensor_count(const struct adapter_module *m, unsigned parts) {
+    int n = parts & PAIR ? 2 * (m->module->form == MODULE_EXPERTS ? m->module->experts : 1) : 0;
+    for (int p = ADAPTER_B + 1; p < ADAPTER_PARTS; p++) n += parts >> p & 1;
+    return n;
+}
+
+bool peft_is_base_copy(const struct module *m, const char *key) {
+    size_t prefix = sizeof PREFIX - 1, n = strlen(m->hf_name);
+    if (m->form != MODULE_EMBEDDING && m->form != MODULE_HEAD) return false;
+    return strncmp(key, PREFIX, prefix) == 0 && strncmp(key + prefix, m->hf_name, n) == 0 &&
+           strcmp(key + prefix + n, ".base_layer.weight") == 0;
 }
 
 // "mlp.experts" of "mlp.experts.gate_up_proj".
@@ -27,11 +44,11 @@ bool peft_has_sibling(const struct model *model, const bool *has, const struct m
     return false;
 }
 
-bool peft_tensor_at(struct pool *pool, const struct module *m, int r, bool sibling, int index,
-                    struct peft_tensor *out) {
+static void pair_at(struct pool *pool, const struct module *m, bool sibling, int index, struct peft_tensor *out) {
     bool b = index % 2;
     const char *half = b ? "lora_B.weight" : "lora_A.weight";
-    *out = (struct peft_tensor){.module = m, .b = b, .expert = -1, .r = r};
+    int r = out->r;
+    out->part = b ? ADAPTER_B : ADAPTER_A;
     switch (m->form) {
     case MODULE_LINEAR:
     case MODULE_HEAD:
@@ -59,23 +76,48 @@ bool peft_tensor_at(struct pool *pool, const struct module *m, int r, bool sibli
         out->rows = b ? m->in : r, out->cols = b ? r : m->out;
         break;
     }
+}
+
+bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned parts, bool sibling, int index,
+                    struct peft_tensor *out) {
+    static const struct {
+        const char *ending;
+        int n_dims;
+    } single[ADAPTER_PARTS] = {
+        [ADAPTER_FULL] = {"weight", 2}, [ADAPTER_ROWS] = {"token_adapter.trainable_tokens_delta", 2}};
+    *out = (struct peft_tensor){.module = m->module, .expert = -1, .n_dims = 2, .r = m->r};
+    int pairs = peft_tensor_count(m, parts & PAIR), p = ADAPTER_B;
+    if (index < pairs) {
+        pair_at(pool, m->module, sibling, index, out);
+        return out->key != NULL;
+    }
+    for (int left = index - pairs; left >= 0; left--) {
+        do p++;
+        while (!(parts >> p & 1));
+    }
+    struct adapter_shape s = adapter_part_shape(m, p);
+    out->part = p, out->n_dims = single[p].n_dims;
+    out->rows = s.rows, out->cols = s.cols;
+    out->key = pool_printf(pool, "%s%s.%s", PREFIX, m->module->hf_name, single[p].ending);
     return out->key != NULL;
 }
 
 // Where element (row, col) of the tensor stands in the adapter.
 static float *place(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, int64_t col) {
     const struct module *module = t->module;
+    bool half_b = t->part == ADAPTER_B;
+    if (t->part != ADAPTER_A && !half_b) return m->part[t->part] + row * t->cols + col;
     int64_t experts = module->experts, r = t->r;
     if (module->form == MODULE_EMBEDDING) { // lora_embedding_A (r, vocab) is our b, (vocab, r); B (D, r) our a, (r, D)
-        return t->b ? m->a + col * module->in + row : m->b + col * r + row;
+        return half_b ? m->a + col * module->in + row : m->b + col * r + row;
     }
     if (module->form != MODULE_PARAMETER) {
         int64_t e = t->expert < 0 ? 0 : t->expert;
-        if (!t->b) return m->a + (e * r + row) * module->in + col;
+        if (!half_b) return m->a + (e * r + row) * module->in + col;
         return m->b + adapter_b_row(module, e, row) * r + col;
     }
-    int64_t e = t->b ? col % experts : row / r, k = t->b ? col / experts : row % r, i = t->b ? row : col;
-    bool is_b = t->b != module->hf_swapped; // PEFT's A is our B where it took the parameter the other way round
+    int64_t e = half_b ? col % experts : row / r, k = half_b ? col / experts : row % r, i = half_b ? row : col;
+    bool is_b = half_b != module->hf_swapped; // PEFT's A is our B where it took the parameter the other way round
     return is_b ? m->b + adapter_b_row(module, e, i) * r + k : m->a + (e * r + k) * module->in + i;
 }
 

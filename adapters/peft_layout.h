@@ -7,20 +7,26 @@
 struct peft_tensor {
     const char *key;
     const struct module *module;
-    bool b;
+    enum adapter_part part;
     int64_t expert;     // of one expert; -1: of all, or of a plain linear
+    int n_dims;         // 1: cols alone
     int64_t rows, cols; // as in the file
     int r;
 };
 
-// Of a module: 2, or 2 for each expert where these are modules of their own.
-int peft_tensor_count(const struct module *module);
-// The index-th tensor of a module at rank `r`. `sibling`: a later parameter of the same module has an adapter, too, so
-// that PEFT's names are nested. False when out of memory.
-bool peft_tensor_at(struct pool *pool, const struct module *module, int r, bool sibling, int index,
+// Of a module with these parts (bits 1 << enum adapter_part): one each, A and B for each expert where these are modules
+// of their own.
+int peft_tensor_count(const struct adapter_module *m, unsigned parts);
+// The index-th tensor; of `m` only module, r and n_rows are read. `sibling`: a later parameter of the same module has
+// an adapter, too, so that PEFT's names are nested. False when out of memory.
+bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned parts, bool sibling, int index,
                     struct peft_tensor *out);
+unsigned peft_parts(const struct adapter_module *m); // those that are there
 // Row `row` of the tensor from the adapter, and back; `row` floats are t->cols.
 void peft_get_row(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, float *out);
 void peft_put_row(const struct peft_tensor *t, struct adapter_module *m, int64_t row, const float *in);
 // Is there, among the modules marked in `has`, a later parameter of the same holder ("mlp.experts")?
 bool peft_has_sibling(const struct model *model, const bool *has, const struct module *module);
+// Does the name belong to the copy of a base weight that PEFT stores beside an adapter on embedding or head? It holds
+// nothing new.
+bool peft_is_base_copy(const struct module *module, const char *key);

@@ -146,11 +146,9 @@ static int make_buffer(struct tape *tape, struct tensor *t, struct error *err) {
 }
 
 static bool has_trainable(enum op op, const union op_params *p) {
-    if (op != OP_LINEAR_GROUP && op != OP_MOE_LINEAR_GROUP) return false;
-    for (int i = 0; i < p->linear.n_parts; i++) {
-        for (int s = 0; s < p->linear.parts[i].n_spans; s++) {
-            if (tensor_present(&p->linear.parts[i].spans[s].da)) return true;
-        }
+    struct op_trained trained[OP_MAX_TRAINED];
+    for (int i = op_trained(op, p, trained) - 1; i >= 0; i--) {
+        if (tensor_present(&trained[i].gradient)) return true;
     }
     return false;
 }

@@ -43,7 +43,7 @@ int device_tensor(struct device *device, enum plan_class class, enum dtype dtype
     return 0;
 }
 
-enum { MAX_TOUCHED = 3 * OP_MAX_IN + 2 * OP_MAX_OUT + OP_MAX_SAVED + 2 + 4 * LINEAR_MAX_PARTS * LINEAR_MAX_SPANS };
+enum { MAX_TOUCHED = 3 * OP_MAX_IN + 2 * OP_MAX_OUT + OP_MAX_SAVED + 5 + 2 * OP_MAX_TRAINED };
 
 static int touched(const struct op_call *call, uint32_t *ids) {
     int n = 0;
@@ -52,16 +52,12 @@ static int touched(const struct op_call *call, uint32_t *ids) {
     for (int i = 0; i < OP_MAX_SAVED; i++) ids[n++] = call->saved[i].buffer;
     ids[n++] = call->scalars.buffer;
     ids[n++] = call->workspace.buffer;
-    if (call->op == OP_EMBED) ids[n++] = call->p.embed.lengths.buffer;
-    if (call->op == OP_LINEAR_GROUP) {
-        for (int p = 0; p < call->p.linear.n_parts; p++) {
-            const struct linear_part *part = &call->p.linear.parts[p];
-            for (int s = 0; s < part->n_spans; s++) {
-                ids[n++] = part->spans[s].a.buffer, ids[n++] = part->spans[s].b.buffer;
-                ids[n++] = part->spans[s].da.buffer, ids[n++] = part->spans[s].db.buffer;
-            }
-        }
-    }
+    if (call->op == OP_EMBED) ids[n++] = call->p.embed.lengths.buffer, ids[n++] = call->p.embed.on.row_ids.buffer;
+    if (call->op == OP_TOKEN_LOGPROB || call->op == OP_LOGITS)
+        ids[n++] = call->p.logprob.on.keys.buffer, ids[n++] = call->p.logprob.on.row_ids.buffer;
+    struct op_trained trained[OP_MAX_TRAINED];
+    for (int i = 0, count = op_trained(call->op, &call->p, trained); i < count; i++)
+        ids[n++] = trained[i].value.buffer, ids[n++] = trained[i].gradient.buffer;
     assert(n <= MAX_TOUCHED);
     return n;
 }
@@ -104,13 +100,12 @@ static int check_results(struct device *device, const struct op_call *call, bool
         if (find_row(device, backward ? &call->grad_in[i] : &call->out[i], &row, err)) return -1;
         if (row >= 0) *w = (struct nonfinite){true, backward, call->op, device->segment, row};
     }
-    for (int p = 0; call->op == OP_LINEAR_GROUP && backward && p < call->p.linear.n_parts; p++) {
-        const struct linear_part *part = &call->p.linear.parts[p];
-        for (int s = 0; s < 2 * part->n_spans && !w->found; s++) {
-            const struct lora_span *span = &part->spans[s / 2];
-            if (find_row(device, s % 2 ? &span->db : &span->da, &row, err)) return -1;
-            if (row >= 0) *w = (struct nonfinite){true, true, call->op, device->segment, -1};
-        }
+    // The head's adapter gets its gradients in the forward pass where that is fused.
+    struct op_trained trained[OP_MAX_TRAINED];
+    int n = backward || call->op == OP_TOKEN_LOGPROB ? op_trained(call->op, &call->p, trained) : 0;
+    for (int i = 0; i < n && !w->found; i++) {
+        if (find_row(device, &trained[i].gradient, &row, err)) return -1;
+        if (row >= 0) *w = (struct nonfinite){true, true, call->op, device->segment, -1};
     }
     return 0;
 }

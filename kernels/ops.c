@@ -9,7 +9,8 @@
 
 const struct op_info op_table[OP_COUNT] = {
     [OP_NONE] = {.name = "none", .grad_takes_out = NEVER},
-    [OP_EMBED] = {.name = "embed", .n_in = 2, .n_out = 1, .grad_takes_out = NEVER, .recorded = true},
+    // Backward reads the ids to know whose rows the gradients of a trained table are.
+    [OP_EMBED] = {.name = "embed", .n_in = 2, .n_out = 1, .needs_in = 1, .grad_takes_out = NEVER, .recorded = true},
     [OP_NORM] = {.name = "norm",
                  .n_in = 1,
                  .n_out = 1,
@@ -232,11 +233,35 @@ static int param_error(const struct check *c, const char *what) {
     return error_set(c->err, STATUS_INTERNAL, "op %s: %s", op_table[c->call->op].name, what);
 }
 
+static int check_trained(const struct check *c, const char *what, const struct tensor *value,
+                         const struct tensor *gradient, int64_t rows, int64_t cols) {
+    if (want(c, what, 0, value, WANT_F32, rows, cols)) return -1;
+    return tensor_present(gradient) ? want(c, what, 1, gradient, WANT_F32, rows, cols) : 0;
+}
+
+static int check_table(const struct check *c, const struct table_adapter *on, int64_t v, int64_t d, int64_t t) {
+    if (tensor_present(&on->a) && (check_trained(c, "adapter A", &on->a, &on->da, ANY, d) ||
+                                   check_trained(c, "adapter B", &on->b, &on->db, v, on->a.rows))) {
+        return -1;
+    }
+    if (tensor_present(&on->full) && check_trained(c, "the whole table", &on->full, &on->dfull, v, d)) return -1;
+    if (tensor_present(&on->rows) && (check_trained(c, "rows of the table", &on->rows, &on->drows, ANY, d) ||
+                                      want(c, "row ids", 0, &on->row_ids, WANT_I32, on->rows.rows, 1))) {
+        return -1;
+    }
+    if (tensor_present(&on->rows) && (tensor_present(&on->full) || tensor_present(&on->a)))
+        return param_error(c, "rows of a table that is trained otherwise, too");
+    if (!(on->dropout >= 0 && on->dropout < 1)) return param_error(c, "dropout outside [0, 1)");
+    if (on->dropout == 0 || !tensor_present(&on->a)) return 0;
+    return want(c, "keys", 0, &on->keys, WANT_U32, t, 2) || want_scalars(c) ? -1 : 0;
+}
+
 static int check_embed(const struct check *c) {
     const struct op_call *call = c->call;
     int64_t t = call->in[0].rows, d = call->out[0].cols;
     if (want_in(c, 0, WANT_I32, ANY, 1) || want_out(c, 0, WANT_ACT, t, ANY, NULL)) return -1;
     if (want_weight(c, "the embedding", call->p.embed.w, ANY, d)) return -1;
+    if (check_table(c, &call->p.embed.on, call->p.embed.w->rows, d, t)) return -1;
     if (call->p.embed.noise_alpha == 0) return 0;
     return want_in(c, 1, WANT_U32, t, 2) || want(c, "lengths", 0, &call->p.embed.lengths, WANT_I32, t, 1) ||
                    want_scalars(c)
@@ -613,4 +638,32 @@ double op_flops(const struct op_call *call, bool backward) {
     case OP_COUNT: return 0;
     }
     return 0;
+}
+
+// --- what is trained
+
+static void add_trained(struct op_trained *out, int *n, const char *what, const struct tensor *value,
+                        const struct tensor *gradient) {
+    if (tensor_present(value)) out[(*n)++] = (struct op_trained){what, *value, *gradient};
+}
+
+int op_trained(enum op op, const union op_params *p, struct op_trained out[OP_MAX_TRAINED]) {
+    int n = 0;
+    bool linear = op == OP_LINEAR_GROUP || op == OP_MOE_LINEAR_GROUP;
+    for (int i = 0; linear && i < p->linear.n_parts; i++) {
+        for (int s = 0; s < p->linear.parts[i].n_spans; s++) {
+            const struct lora_span *span = &p->linear.parts[i].spans[s];
+            add_trained(out, &n, "adapter A", &span->a, &span->da);
+            add_trained(out, &n, "adapter B", &span->b, &span->db);
+        }
+    }
+    const struct table_adapter *on = op == OP_EMBED                              ? &p->embed.on
+                                     : op == OP_TOKEN_LOGPROB || op == OP_LOGITS ? &p->logprob.on
+                                                                                 : NULL;
+    if (!on) return n;
+    add_trained(out, &n, "adapter A", &on->a, &on->da);
+    add_trained(out, &n, "adapter B", &on->b, &on->db);
+    add_trained(out, &n, "whole table", &on->full, &on->dfull);
+    add_trained(out, &n, "rows of the table", &on->rows, &on->drows);
+    return n;
 }

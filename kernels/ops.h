@@ -76,6 +76,18 @@ struct lora_span {
     int64_t u_begin;      // first column of this span's U = scale * A x in the saved tensor
 };
 
+// What an adapter makes of the embedding or the head, a table (V, D), for all rows of a call. Absent parts have dtype
+// NONE. LoRA adds scale * B A to the table, with A (R, D) and B (V, R); `full` stands in place of the whole table,
+// `rows` in place of those listed in row_ids (then neither of the others is there).
+struct table_adapter {
+    struct tensor a, b, da, db;
+    float scale, dropout; // dropout: of the head's inputs
+    uint32_t module;
+    struct tensor keys;                 // (T, 2) u32, read with dropout
+    struct tensor full, dfull;          // (V, D) f32
+    struct tensor rows, drows, row_ids; // (n, D) f32; (n, 1) i32
+};
+
 struct linear_part {
     const struct weight *w;    // (out, in); OP_MOE_LINEAR_GROUP: the first of E side by side
     const struct weight *bias; // (1, out) or NULL; OP_MOE_LINEAR_GROUP: (E, out)
@@ -130,6 +142,7 @@ union op_params {
         const struct weight *w; // (V, D)
         float scale;            // gemma multiplies by sqrt(D); 1 otherwise
         float noise_alpha;      // NEFTune: x += uniform(-1,1) * alpha / sqrt(L * D), L = tokens of the row; 0 = off
+        struct table_adapter on;
         struct tensor
             lengths; // (T,1) i32: tokens of the row each token belongs to, 0 = of none: no noise; only read with noise
     } embed;
@@ -181,9 +194,10 @@ union op_params {
         const struct weight *w, *bias; // (V, D); (1, V) or NULL
         float soft_cap;                // on logits, 0 = off
         float logit_scale;             // 1 = off
-        bool fused;         // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
-        int64_t chunk_rows; // rows of logits alive at a time (workspace)
-    } logprob;              // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
+        bool fused;              // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
+        int64_t chunk_rows;      // rows of logits alive at a time (workspace)
+        struct table_adapter on; // gradients of its parts are added in the pass that computes dh
+    } logprob;                   // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
     struct {
         double value;
     } fill;
@@ -219,6 +233,14 @@ struct op_info {
     bool recorded;                    // may stand on a tape
 };
 extern const struct op_info op_table[OP_COUNT];
+
+// The trained tensors that a call's parameters name, and their gradients (DTYPE_NONE = not trained); returns how many.
+enum { OP_MAX_TRAINED = 2 * LINEAR_MAX_PARTS * LINEAR_MAX_SPANS };
+struct op_trained {
+    const char *what;
+    struct tensor value, gradient;
+};
+int op_trained(enum op op, const union op_params *params, struct op_trained out[OP_MAX_TRAINED]);
 
 // Checks shapes and dtypes of a forward call against its row; our own bug if it fails: fills err with op and operand.
 struct error;

@@ -94,6 +94,31 @@ static int input(struct build *b, struct tensor t, int64_t rows, int *value) {
     return *value < 0 ? -1 : 0;
 }
 
+// What the pass's adapter makes of the embedding or the head. A table is one for all rows of a pass.
+static int table_of(const struct build *b, enum module_form form, int64_t rows, struct table_adapter *out) {
+    const struct decoder *d = b->d;
+    const struct pass *pass = b->pass;
+    *out = (struct table_adapter){0};
+    for (int i = 0; i < d->model->n_modules * pass->n_spans; i++) {
+        const struct module *m = &d->model->modules[i / pass->n_spans];
+        const struct pass_span *span = &pass->spans[i % pass->n_spans];
+        if (span->adapter < 0 || (m->form != MODULE_EMBEDDING && m->form != MODULE_HEAD)) continue;
+        const struct slot_adapter *a = &d->slots[m->id].adapters[span->adapter];
+        bool own = m->form == form, tied = form == MODULE_HEAD && !own && d->model->arch.tied;
+        if (!tensor_present(&a->a) && !tensor_present(&a->full) && !tensor_present(&a->rows)) continue;
+        if (span->row_begin != 0 || span->row_end != rows)
+            return error_set(b->err, STATUS_INTERNAL, "an adapter on %s for some rows only", m->hf_name);
+        if (own) {
+            out->a = a->a, out->b = a->b, out->da = a->da, out->db = a->db, out->scale = a->scale;
+            out->full = a->full, out->dfull = a->dfull;
+            if (pass->training && form == MODULE_HEAD) out->dropout = a->dropout; // PEFT's embedding adapter has none
+            out->module = (uint32_t)m->id, out->keys = tensor_rows(d->keys, 0, rows);
+        }
+        if (own || tied) out->rows = a->rows, out->drows = a->drows, out->row_ids = a->row_ids;
+    }
+    return 0;
+}
+
 // Embedding to final norm: leaves b->y.
 static int body(struct build *b, int64_t rows) {
     struct decoder *d = b->d;
@@ -113,6 +138,7 @@ static int body(struct build *b, int64_t rows) {
                                    .scale = m->arch.embed_scale,
                                    .noise_alpha = b->pass->training ? b->pass->neftune_alpha : 0.0f,
                                    .lengths = tensor_rows(d->lengths, 0, rows)}};
+    if (table_of(b, MODULE_EMBEDDING, rows, &p.embed.on)) return -1;
     if (tape_record(d->tape, OP_EMBED, (int[]){ids, b->keys}, 2, &p, out, b->err)) return -1;
     b->s = b->y = out[0];
     struct norm_at first = layer_norm_at(b, 0, NORM_ATTENTION);
@@ -125,17 +151,19 @@ static int body(struct build *b, int64_t rows) {
     return tape_segment(d->tape, SEGMENT_LAYER0 + m->arch.layers, false, b->err);
 }
 
-static union op_params head_params(const struct decoder *d, int64_t rows, bool fused) {
+static int head_params(const struct build *b, int64_t rows, bool fused, union op_params *out) {
+    const struct decoder *d = b->d;
     const struct arch *a = &d->model->arch;
     int64_t chunk = LOGITS_ELEMENTS / a->vocab / 16 * 16;
     if (chunk < 16) chunk = 16;
     if (chunk > rows) chunk = rows;
-    return (union op_params){.logprob = {.w = d->model->head,
+    *out = (union op_params){.logprob = {.w = d->model->head,
                                          .bias = d->model->head_bias,
                                          .soft_cap = a->final_soft_cap,
                                          .logit_scale = a->logit_scale,
                                          .fused = fused,
                                          .chunk_rows = chunk}};
+    return table_of(b, MODULE_HEAD, rows, &out->logprob.on);
 }
 
 int decoder_score(struct decoder *d, const struct pass *pass, int32_t rows, int32_t max_seqs, struct tensor *logp,
@@ -143,7 +171,8 @@ int decoder_score(struct decoder *d, const struct pass *pass, int32_t rows, int3
     struct build b = {.d = d, .pass = pass, .max_seqs = max_seqs, .err = err};
     int targets, weights, out[OP_MAX_OUT];
     if (body(&b, rows) || input(&b, d->targets, rows, &targets) || input(&b, d->weights, rows, &weights)) return -1;
-    union op_params p = head_params(d, rows, pass->gradients);
+    union op_params p;
+    if (head_params(&b, rows, pass->gradients, &p)) return -1;
     if (tape_record(d->tape, OP_TOKEN_LOGPROB, (int[]){b.y, targets, weights}, 3, &p, out, err)) return -1;
     if (logp) *logp = tape_tensor(d->tape, out[0]);
     return tape_segment_done(d->tape, err);
@@ -151,7 +180,8 @@ int decoder_score(struct decoder *d, const struct pass *pass, int32_t rows, int3
 
 static int head_logits(struct build *b, int64_t rows, struct tensor *logits) {
     struct decoder *d = b->d;
-    struct op_call call = {.op = OP_LOGITS, .in = {tape_tensor(d->tape, b->y)}, .p = head_params(d, rows, false)};
+    struct op_call call = {.op = OP_LOGITS, .in = {tape_tensor(d->tape, b->y)}};
+    if (head_params(b, rows, false, &call.p)) return -1;
     if (device_tensor(d->device, PLAN_LOGITS, DTYPE_F32, rows, d->model->arch.vocab, &call.out[0], b->err)) return -1;
     *logits = call.out[0];
     return device_forward(d->device, &call, b->err);

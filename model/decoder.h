@@ -8,13 +8,16 @@
 
 enum { DECODER_MAX_ADAPTERS = 8 };
 
-// An adapter's matrices on one module, on the device. Absent (a.dtype NONE) where the adapter leaves the module alone.
+// What an adapter has on one module, on the device. Parts that it has not have dtype NONE.
 // Of E experts: A is (E R, in), B one (E rows, R) block after another for the parts of the module.
 struct slot_adapter {
-    struct tensor a, b;   // (R, in), (out, R) f32
-    struct tensor da, db; // gradients; DTYPE_NONE = not trained
-    float scale;          // alpha / r or alpha / sqrt(r)
-    float dropout;        // used by training passes only
+    struct tensor a, b;        // (R, in), (out, R) f32
+    struct tensor da, db;      // gradients; DTYPE_NONE = not trained
+    float scale;               // alpha / r or alpha / sqrt(r)
+    float dropout;             // used by training passes only
+    struct tensor full, dfull; // embedding and head: (V, D) f32 in place of the base's
+    struct tensor rows, drows; // embedding (and a head that is tied to it): (n, D) f32 in place of those of row_ids
+    struct tensor row_ids;     // (n, 1) i32
 };
 struct slot {
     struct slot_adapter adapters[DECODER_MAX_ADAPTERS];

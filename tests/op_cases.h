@@ -464,6 +464,45 @@ static inline void case_moe_linear(struct bench *t, int variant) {
     bench_gradients(t, call->p.linear.n_parts, variant & 2);
 }
 
+// --- tables with adapters, of the embedding and the head
+enum { CASE_TABLE_LORA = 64, CASE_TABLE_DROPOUT = 128, CASE_TABLE_FULL = 512, CASE_TABLE_ROWS = 1024 };
+static inline void case_table(struct bench *t, int variant, int64_t vocabulary, int64_t d, int64_t rows,
+                              struct table_adapter *on) {
+    static const int32_t ids[] = {7, 18, 1};
+    enum dtype dtype = bench_stat_dtype(t);
+    if (variant & CASE_TABLE_LORA) {
+        on->a = bench_values(t, dtype, 3, d), on->da = bench_values(t, dtype, 3, d);
+        on->b = bench_values(t, dtype, vocabulary, 3), on->db = bench_values(t, dtype, vocabulary, 3);
+        on->scale = 0.75f, on->module = 9;
+    }
+    if (variant & CASE_TABLE_DROPOUT) on->dropout = 0.25f, on->keys = bench_keys(t, rows);
+    if (variant & CASE_TABLE_FULL) {
+        on->full = bench_values(t, dtype, vocabulary, d), on->dfull = bench_values(t, dtype, vocabulary, d);
+    }
+    if (!(variant & CASE_TABLE_ROWS)) return;
+    on->rows = bench_values(t, dtype, 3, d), on->drows = bench_values(t, dtype, 3, d);
+    on->row_ids = bench_i32(t, ids, 3, 1);
+}
+
+// bit 0: noise
+static inline void case_embed(struct bench *t, int variant) {
+    struct op_call *call = &t->call;
+    int64_t rows = 6, d = 37, vocabulary = 19;
+    static const int32_t ids[] = {3, 7, 18, 0, 7, 3}, lengths[] = {4, 4, 4, 4, 2, 2};
+    call->op = OP_EMBED;
+    call->in[0] = bench_i32(t, ids, rows, 1);
+    call->in[1] = bench_keys(t, rows);
+    call->out[0] = bench_act(t, rows, d);
+    call->p.embed.w = bench_weight(t, QUANT_F32, vocabulary, d, 0);
+    call->p.embed.scale = 1.5f;
+    call->p.embed.noise_alpha = variant & 1 ? 2 : 0;
+    call->p.embed.lengths = bench_i32(t, lengths, rows, 1);
+    case_table(t, variant, vocabulary, d, rows, &call->p.embed.on);
+    struct step_scalars scalars = case_scalars();
+    call->scalars = bench_scalars(t, &scalars);
+    bench_gradients(t, 1, false);
+}
+
 // --- head. bit 0 fused, bit 1 acc, bit 2 soft cap, bit 3 logit scale, bit 4 many rows per chunk, bit 5 a bias
 static inline void case_logprob(struct bench *t, int variant) {
     struct op_call *call = &t->call;
@@ -483,6 +522,7 @@ static inline void case_logprob(struct bench *t, int variant) {
     call->p.logprob.soft_cap = variant & 4 ? 1.5f : 0;
     call->p.logprob.logit_scale = variant & 8 ? 0.625f : 1;
     call->p.logprob.chunk_rows = variant & 16 ? 64 : 2;
+    case_table(t, variant, vocabulary, d, rows, &call->p.logprob.on);
     struct step_scalars scalars = case_scalars();
     call->scalars = bench_scalars(t, &scalars);
     bench_gradients(t, 1, variant & 2);
@@ -584,6 +624,18 @@ static const struct op_case op_cases[] = {
     {"linear shared A", OP_LINEAR_GROUP, case_linear, 1 + 4 + 64},
     {"linear shared A dropout acc", OP_LINEAR_GROUP, case_linear, 1 + 2 + 4 + 8 + 16 + 64},
     {"linear shared A without the first part", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8 + 64 + 128},
+    {"embed adapter noise", OP_EMBED, case_embed, 1 + CASE_TABLE_LORA},
+    {"embed whole adapter", OP_EMBED, case_embed, CASE_TABLE_LORA + CASE_TABLE_FULL},
+    {"embed rows", OP_EMBED, case_embed, CASE_TABLE_ROWS},
+    {"logprob adapter cap acc", OP_TOKEN_LOGPROB, case_logprob, 2 + 4 + CASE_TABLE_LORA},
+    {"logprob fused adapter dropout bias", OP_TOKEN_LOGPROB, case_logprob,
+     1 + 8 + 32 + CASE_TABLE_LORA + CASE_TABLE_DROPOUT},
+    {"logprob fused one chunk adapter dropout", OP_TOKEN_LOGPROB, case_logprob,
+     1 + 16 + CASE_TABLE_LORA + CASE_TABLE_DROPOUT},
+    {"logprob fused whole", OP_TOKEN_LOGPROB, case_logprob, 1 + 8 + CASE_TABLE_FULL},
+    {"logprob whole adapter", OP_TOKEN_LOGPROB, case_logprob, CASE_TABLE_FULL + CASE_TABLE_LORA},
+    {"logprob fused rows bias", OP_TOKEN_LOGPROB, case_logprob, 1 + 4 + 32 + CASE_TABLE_ROWS},
+    {"logprob rows one chunk acc", OP_TOKEN_LOGPROB, case_logprob, 2 + 16 + CASE_TABLE_ROWS},
     {"logprob", OP_TOKEN_LOGPROB, case_logprob, 0},
     {"logprob acc cap", OP_TOKEN_LOGPROB, case_logprob, 2 + 4},
     {"logprob scale one chunk", OP_TOKEN_LOGPROB, case_logprob, 8 + 16},

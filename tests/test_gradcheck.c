@@ -40,6 +40,18 @@ struct slot {
     bool acc; // the gradient is added to what the start image holds
 };
 
+// The B of a part whose output has no gradient gets none.
+static bool reached(const struct op_call *call, const struct tensor *value) {
+    if (call->op != OP_LINEAR_GROUP && call->op != OP_MOE_LINEAR_GROUP) return true;
+    for (int i = 0; i < call->p.linear.n_parts; i++) {
+        for (int s = 0; s < call->p.linear.parts[i].n_spans; s++) {
+            const struct lora_span *span = &call->p.linear.parts[i].spans[s];
+            if (span->b.offset == value->offset && !tensor_present(&call->grad_out[i])) return false;
+        }
+    }
+    return true;
+}
+
 static int slots_of(const struct bench *t, struct slot *slots) {
     static const char *const names[] = {"in 0", "in 1", "in 2", "in 3", "in 4", "in 5"};
     const struct op_call *call = &t->call;
@@ -48,15 +60,11 @@ static int slots_of(const struct bench *t, struct slot *slots) {
         if (tensor_present(&call->grad_in[i]))
             slots[n++] = (struct slot){names[i], call->in[i], call->grad_in[i], call->acc[i]};
     }
-    if (call->op != OP_LINEAR_GROUP && call->op != OP_MOE_LINEAR_GROUP) return n;
-    for (int i = 0; i < call->p.linear.n_parts; i++) {
-        for (int s = 0; s < call->p.linear.parts[i].n_spans; s++) {
-            const struct lora_span *span = &call->p.linear.parts[i].spans[s];
-            if (!tensor_present(&span->da)) continue;
-            bool shared = i > 0 && span->a.offset == call->p.linear.parts[0].spans[s].a.offset;
-            if (!shared) slots[n++] = (struct slot){"adapter A", span->a, span->da, true};
-            if (tensor_present(&call->grad_out[i])) slots[n++] = (struct slot){"adapter B", span->b, span->db, true};
-        }
+    struct op_trained trained[OP_MAX_TRAINED];
+    for (int i = 0, count = op_trained(call->op, &call->p, trained); i < count; i++) {
+        bool seen = !tensor_present(&trained[i].gradient) || !reached(call, &trained[i].value);
+        for (int k = 0; k < n; k++) seen |= slots[k].gradient.offset == trained[i].gradient.offset;
+        if (!seen) slots[n++] = (struct slot){trained[i].what, trained[i].value, trained[i].gradient, true};
     }
     return n;
 }
@@ -203,6 +211,9 @@ TEST(test_attention) {
 TEST(test_linear_group) {
     check_op(OP_LINEAR_GROUP);
 }
+TEST(test_embed) {
+    check_op(OP_EMBED);
+}
 TEST(test_token_logprob) {
     check_op(OP_TOKEN_LOGPROB);
 }
@@ -226,7 +237,8 @@ TEST(test_every_differentiable_op_has_a_case) {
     for (int op = 0; op < OP_COUNT; op++) {
         bool found = false;
         for (size_t i = 0; i < COUNT_OF(op_cases); i++) found = found || (int)op_cases[i].op == op;
-        CHECK_MSG(found == (op_table[op].differentiable != 0), "op %s: %s", op_table[op].name,
+        bool trains = op_table[op].differentiable != 0 || op == OP_EMBED;
+        CHECK_MSG(found == trains, "op %s: %s", op_table[op].name,
                   found ? "has a case but no gradient" : "has no gradient case");
     }
 }
@@ -292,6 +304,6 @@ TEST(test_planted_errors_are_caught) {
 }
 
 TEST_MAIN(CASE(test_norm), CASE(test_add_norm), CASE(test_add), CASE(test_glu), CASE(test_rope), CASE(test_attention),
-          CASE(test_linear_group), CASE(test_token_logprob), CASE(test_act), CASE(test_gate), CASE(test_mla_keys),
-          CASE(test_mixture_of_experts), CASE(test_every_differentiable_op_has_a_case),
+          CASE(test_linear_group), CASE(test_embed), CASE(test_token_logprob), CASE(test_act), CASE(test_gate),
+          CASE(test_mla_keys), CASE(test_mixture_of_experts), CASE(test_every_differentiable_op_has_a_case),
           CASE(test_planted_errors_are_caught))

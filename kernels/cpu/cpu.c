@@ -184,7 +184,7 @@ static size_t no_workspace(const struct op_call *call, bool backward, int thread
 
 #define BOTH(name) .forward = cpu_##name##_forward, .backward = cpu_##name##_backward
 static const struct kernel cpu_kernels[OP_COUNT] = {
-    [OP_EMBED] = {BOTH(embed), .workspace_bytes = no_workspace},
+    [OP_EMBED] = {BOTH(embed), .workspace_bytes = cpu_embed_workspace},
     [OP_NORM] = {BOTH(norm), .workspace_bytes = cpu_norm_workspace},
     [OP_ADD_NORM] = {BOTH(add_norm), .recompute = cpu_add_norm_recompute, .workspace_bytes = cpu_norm_workspace},
     [OP_LINEAR_GROUP] = {BOTH(linear_group), .workspace_bytes = cpu_linear_group_workspace},

@@ -8,8 +8,11 @@
     int cpu_##name##_forward(struct backend *backend, const struct op_call *call, struct error *err);                  \
     int cpu_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
 
+// embed.c
+CPU_KERNEL(embed);
+size_t cpu_embed_workspace(const struct op_call *call, bool backward, int threads);
+
 // rows.c: one pass over token rows
-CPU_KERNEL(embed); // forward only (frozen); backward returns 0 and does nothing
 CPU_KERNEL(norm);
 CPU_KERNEL(add_norm);
 int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err); // y again from s

@@ -1,8 +1,9 @@
 // OP_TOKEN_LOGPROB and OP_LOGITS. Rows that count are gathered in chunks, so that logits exist for a chunk of rows at a
 // time and for no row that nobody asks about:
 //   z = cap(logit_scale * h W^T),  lse = log sum e^z,  logp = z[target] - lse,  dz = (g onehot + s softmax) z'
-// with g = -weight, s = weight when the gradient of the loss is wanted at once (fused), else g = dlogp, s = dlse -
-// dlogp.
+// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W;
+// its gradients are added chunk by chunk in the pass that computes dz. with g = -weight, s = weight when the gradient
+// of the loss is wanted at once (fused), else g = dlogp, s = dlse - dlogp.
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernels.h"
@@ -23,6 +24,10 @@ struct head {
     float *logits;                // (chunk, V); its gradient, as bf16 in the first half of each row in bf16 mode
     float *dh, *part;             // (chunk, D): the gradient of h, and what one stretch of the vocabulary adds to it
     uint8_t *h;                   // (chunk, D), gathered, in the dtype of in[0]
+    float *h32;                   // (chunk, D): the same as floats, where a table is trained
+    float *u, *v;                 // (chunk, R): of the adapter; v = scale * dz B
+    float *own, *spare;           // (chunk, n): logits of the table's own rows, their gradient; scratch
+    uint32_t *keys;               // (chunk, 2), gathered
     float *g, *s;                 // (T): of the rows that count
     int32_t *rows;                // (T): rows that count
     int64_t n_rows, begin, count; // of this chunk
@@ -35,7 +40,7 @@ static size_t aligned(size_t bytes) {
 }
 
 struct layout {
-    size_t logits, dh, part, h, g, s, rows, total;
+    size_t logits, dh, part, h, h32, u, v, own, spare, keys, g, s, rows, total;
 };
 static struct layout layout_of(const struct op_call *call, int threads) {
     size_t t = (size_t)call->in[0].rows, d = (size_t)call->in[0].cols, v = (size_t)call->p.logprob.w->rows;
@@ -45,7 +50,16 @@ static struct layout layout_of(const struct op_call *call, int threads) {
     l.dh = l.logits + aligned(chunk * v * sizeof(float));
     l.part = l.dh + aligned(chunk * d * sizeof(float));
     l.h = l.part + aligned(chunk * d * sizeof(float));
-    l.g = l.h + aligned(chunk * d * dtype_size(call->in[0].dtype));
+    const struct table_adapter *on = &call->p.logprob.on;
+    size_t ranks = chunk * (size_t)on->a.rows * sizeof(float), own = chunk * (size_t)on->rows.rows * sizeof(float);
+    bool trained = tensor_present(&on->dfull) || tensor_present(&on->drows) || tensor_present(&on->da);
+    l.h32 = l.h + aligned(chunk * d * dtype_size(call->in[0].dtype));
+    l.u = l.h32 + (trained ? aligned(chunk * d * sizeof(float)) : 0);
+    l.v = l.u + aligned(ranks);
+    l.own = l.v + aligned(ranks);
+    l.spare = l.own + aligned(own);
+    l.keys = l.spare + aligned(ranks);
+    l.g = l.keys + (on->dropout > 0 ? aligned(chunk * 2 * sizeof(uint32_t)) : 0);
     l.s = l.g + aligned(t * sizeof(float));
     l.rows = l.s + aligned(t * sizeof(float));
     l.total = l.rows + aligned(t * sizeof(int32_t));
@@ -56,9 +70,14 @@ size_t cpu_token_logprob_workspace(const struct op_call *call, bool backward, in
     if (backward && call->p.logprob.fused) return 0;
     return layout_of(call, threads).total;
 }
+// OP_LOGITS: the GEMM's, then U and the logits of the table's own rows.
+static size_t logits_ranks(const struct op_call *call) {
+    return aligned((size_t)call->in[0].rows * (size_t)call->p.logprob.on.a.rows * sizeof(float));
+}
 size_t cpu_logits_workspace(const struct op_call *call, bool backward, int threads) {
-    (void)call, (void)backward;
-    return gemm_workspace_bytes(threads);
+    (void)backward;
+    size_t own = (size_t)call->in[0].rows * (size_t)call->p.logprob.on.rows.rows * sizeof(float);
+    return aligned(gemm_workspace_bytes(threads)) + logits_ranks(call) + aligned(own);
 }
 
 static void head_open(struct head *h, const struct cpu_backend *b, const struct op_call *call) {
@@ -70,6 +89,12 @@ static void head_open(struct head *h, const struct cpu_backend *b, const struct 
     h->dh = (float *)(void *)(workspace + l.dh);
     h->part = (float *)(void *)(workspace + l.part);
     h->h = workspace + l.h;
+    h->h32 = (float *)(void *)(workspace + l.h32);
+    h->u = (float *)(void *)(workspace + l.u);
+    h->v = (float *)(void *)(workspace + l.v);
+    h->own = (float *)(void *)(workspace + l.own);
+    h->spare = (float *)(void *)(workspace + l.spare);
+    h->keys = (uint32_t *)(void *)(workspace + l.keys);
     h->g = (float *)(void *)(workspace + l.g);
     h->s = (float *)(void *)(workspace + l.s);
     h->rows = (int32_t *)(void *)(workspace + l.rows);
@@ -111,6 +136,103 @@ static void gather_row(void *context, int64_t i, int thread) {
     const struct head *h = context;
     size_t bytes = (size_t)h->call->in[0].cols * dtype_size(h->call->in[0].dtype);
     memcpy(h->h + (size_t)i * bytes, row_of(h, &h->call->in[0], h->rows[h->begin + i]), bytes);
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    if (on->dropout > 0) memcpy(h->keys + 2 * i, row_of(h, &on->keys, h->rows[h->begin + i]), 2 * sizeof *h->keys);
+    bool trained = tensor_present(&on->dfull) || tensor_present(&on->drows) || tensor_present(&on->da);
+    if (!h->with_gradient || !trained) return;
+    float *copy = h->h32 + i * h->call->in[0].cols;
+    if (h->bf16)
+        h->b->isa->gemm->from_bf16(copy, (const uint16_t *)(void *)(h->h + (size_t)i * bytes), h->call->in[0].cols,
+                                   false);
+    else
+        memcpy(copy, h->h + (size_t)i * bytes, bytes);
+}
+
+// --- the product of hidden rows with the table as the adapter has it
+
+struct table_product {
+    const struct cpu_backend *b;
+    const struct op_call *call;
+    bool bf16;
+    const void *x; // (m, D), rows x_row apart
+    int64_t x_row, m;
+    struct gemm_dropout dropout;
+    float *u, *own, *z;
+    int64_t ldz;
+    void *gemm_workspace;
+};
+
+static struct gemm_source of_tensor(const struct cpu_backend *b, const struct tensor *t) {
+    struct gemm_source s = gemm_source_memory(cpu_at(b, t), t->dtype == DTYPE_BF16, t->ld, t->cols);
+    return s;
+}
+
+static struct gemm_dropout head_dropout(const struct cpu_backend *b, const struct op_call *call, const uint32_t *keys,
+                                        int64_t ld) {
+    const struct step_scalars *s = cpu_scalars(b, call);
+    const struct table_adapter *on = &call->p.logprob.on;
+    if (on->dropout == 0) return (struct gemm_dropout){0};
+    return (struct gemm_dropout){.key = {s->seed, s->random_step, (uint32_t)RANDOM_DROPOUT << 24 | on->module},
+                                 .keys = keys,
+                                 .ld = ld,
+                                 .p = on->dropout};
+}
+
+static void put_own(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct table_product *p = context;
+    const struct table_adapter *on = &p->call->p.logprob.on;
+    for (int64_t j = 0; j < on->rows.rows; j++) {
+        int32_t id = cpu_i32(p->b, &on->row_ids)[j * on->row_ids.ld];
+        float bias = 0;
+        if (p->call->p.logprob.bias) weight_decode(p->call->p.logprob.bias, 0, id, 1, &bias);
+        p->z[i * p->ldz + id] = p->own[i * on->rows.rows + j] + bias;
+    }
+}
+
+static void table_product(struct table_product *p) {
+    const struct gemm_isa *isa = p->b->isa->gemm;
+    const struct weight *w = p->call->p.logprob.w;
+    const struct table_adapter *on = &p->call->p.logprob.on;
+    struct gemm_source sources[2] = {gemm_source_weight(isa, w, true)};
+    struct gemm_term terms[2] = {{.x = p->x,
+                                  .x_bf16 = p->bf16,
+                                  .bf16 = p->bf16,
+                                  .lanes_are_rows = true,
+                                  .x_row = p->x_row,
+                                  .x_k = 1,
+                                  .k = w->cols,
+                                  .row_end = p->m,
+                                  .sources = &sources[0],
+                                  .n_sources = 1}};
+    struct gemm_job job = {.m = p->m, .scale = 1, .n_terms = 1, .terms = terms};
+    if (tensor_present(&on->a)) {
+        sources[1] = of_tensor(p->b, &on->a), sources[1].n = on->a.rows;
+        terms[1] = terms[0], terms[1].sources = &sources[1], terms[1].bf16 = false;
+        if (on->dropout > 0) terms[1].masked = GEMM_MASK_X, terms[1].dropout = p->dropout;
+        struct gemm_job down = {.m = p->m, .n = on->a.rows, .c = p->u, .ldc = on->a.rows, .scale = on->scale};
+        down.n_terms = 1, down.terms = &terms[1];
+        gemm_run(p->b->threads, isa, &down, 1, p->gemm_workspace);
+        sources[1] = of_tensor(p->b, &on->b), sources[1].n = on->b.rows;
+        terms[1] = (struct gemm_term){.x = p->u,
+                                      .lanes_are_rows = true,
+                                      .x_row = on->a.rows,
+                                      .x_k = 1,
+                                      .k = on->a.rows,
+                                      .row_end = p->m,
+                                      .sources = &sources[1],
+                                      .n_sources = 1};
+        job.n_terms = 2;
+    }
+    if (tensor_present(&on->full)) sources[0] = of_tensor(p->b, &on->full), sources[0].n = w->rows;
+    job.n = w->rows, job.c = p->z, job.ldc = p->ldz, job.bias = p->call->p.logprob.bias;
+    gemm_run(p->b->threads, isa, &job, 1, p->gemm_workspace);
+    if (!tensor_present(&on->rows)) return;
+    sources[0] = of_tensor(p->b, &on->rows), sources[0].n = on->rows.rows;
+    job = (struct gemm_job){.m = p->m, .n = on->rows.rows, .c = p->own, .ldc = on->rows.rows, .scale = 1};
+    job.n_terms = 1, job.terms = terms;
+    gemm_run(p->b->threads, isa, &job, 1, p->gemm_workspace);
+    threads_run(p->b->threads, p->m, put_own, p);
 }
 
 // One row of logits to its statistics, and to its gradient where that is wanted.
@@ -163,67 +285,159 @@ static void scatter_row(void *context, int64_t i, int thread) {
         memcpy(to, from, (size_t)d * sizeof *from);
 }
 
+struct sum {
+    float *out;
+    const float *part;
+    int64_t n;
+};
 static void add_part(void *context, int64_t i, int thread) {
     (void)thread;
-    const struct head *h = context;
-    int64_t d = h->call->in[0].cols;
-    for (int64_t j = 0; j < d; j++) h->dh[i * d + j] += h->part[i * d + j];
+    const struct sum *s = context;
+    for (int64_t j = 0; j < s->n; j++) s->out[i * s->n + j] += s->part[i * s->n + j];
 }
 
-// dh = dz W. One chain of additions over a whole vocabulary would lose three digits, so stretches of it are summed from
+// dz as an operand: rows of V floats, or of V bf16 numbers 2 V apart.
+static struct gemm_source gradient_source(const struct head *h) {
+    int64_t v = h->call->p.logprob.w->rows;
+    return gemm_source_memory(h->logits, h->bf16, h->bf16 ? 2 * v : v, v);
+}
+
+// out (count, n) = scale * dz times a table (V, n): rows of the weight, of the tensor `full` in its place, or of
+// `table`. One chain of additions over a whole vocabulary would lose three digits, so stretches of it are summed from
 // zero and then added.
-static void hidden_gradient(struct head *h) {
+static void over_vocabulary(struct head *h, const struct tensor *table, float scale, int64_t n, float *out,
+                            float *part) {
     const struct weight *w = h->call->p.logprob.w;
     const struct gemm_isa *isa = h->b->isa->gemm;
     struct gemm_source source;
+    bool base = !tensor_present(table);
     struct gemm_term term = {.x_bf16 = h->bf16,
-                             .bf16 = h->bf16,
+                             .bf16 = h->bf16 && table != &h->call->p.logprob.on.b,
                              .x_row = h->bf16 ? 2 * w->rows : w->rows,
                              .x_k = 1,
                              .row_end = h->count,
                              .sources = &source,
                              .n_sources = 1};
-    struct gemm_job job = {.m = h->count, .n = w->cols, .ldc = w->cols, .scale = 1, .n_terms = 1, .terms = &term};
+    struct gemm_job job = {.m = h->count, .n = n, .ldc = n, .scale = scale, .n_terms = 1, .terms = &term};
     for (int64_t v = 0; v < w->rows; v += STRETCH) {
         term.k = w->rows - v < STRETCH ? w->rows - v : STRETCH;
-        struct weight stretch = weight_rows(w, v, term.k);
-        source = gemm_source_weight(isa, &stretch, false);
+        struct weight stretch = base ? weight_rows(w, v, term.k) : *w;
+        struct tensor some = base ? *table : tensor_rows(*table, v, v + term.k);
+        source = base ? gemm_source_weight(isa, &stretch, false) : of_tensor(h->b, &some);
         term.x = (const uint8_t *)h->logits + (size_t)v * (h->bf16 ? sizeof(uint16_t) : sizeof(float));
-        job.c = v == 0 ? h->dh : h->part;
+        job.c = v == 0 ? out : part;
         gemm_run(h->b->threads, isa, &job, 1, h->gemm_workspace);
-        if (v > 0) threads_run(h->b->threads, h->count, add_part, h);
+        struct sum sum = {out, part, n};
+        if (v > 0) threads_run(h->b->threads, h->count, add_part, &sum);
     }
+}
+
+// The gradient of the logits of the table's own rows moves from dz to h->own.
+static void take_own(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct head *h = context;
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    int64_t v = h->call->p.logprob.w->rows, n = on->rows.rows;
+    for (int64_t j = 0; j < n; j++) {
+        int32_t id = cpu_i32(h->b, &on->row_ids)[j * on->row_ids.ld];
+        if (h->bf16) {
+            uint16_t *z = (uint16_t *)(void *)(h->logits + i * v) + id;
+            h->own[i * n + j] = bf16_to_float(*z);
+            *z = 0;
+        } else {
+            h->own[i * n + j] = h->logits[i * v + id];
+            h->logits[i * v + id] = 0;
+        }
+    }
+}
+
+static void run_job(const struct head *h, struct gemm_job job, const struct gemm_term *term) {
+    job.n_terms = 1, job.terms = term;
+    gemm_run(h->b->threads, h->b->isa->gemm, &job, 1, h->gemm_workspace);
+}
+
+// What LoRA on the head gives and takes: dh += mask (V A), dB^T += U^T dz, dA += V^T dropout(h), V = scale dz B.
+static void adapter_gradients(struct head *h) {
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    int64_t r = on->a.rows, d = on->a.cols;
+    struct gemm_dropout dropout = head_dropout(h->b, h->call, h->keys, 2);
+    over_vocabulary(h, &on->b, on->scale, r, h->v, h->spare);
+    struct gemm_source source = of_tensor(h->b, &on->a);
+    struct gemm_term term = {.x = h->v, .x_row = r, .x_k = 1, .k = r, .row_end = h->count};
+    term.sources = &source, term.n_sources = 1, term.dropout = dropout;
+    if (on->dropout > 0) term.masked = GEMM_MASK_PRODUCT;
+    run_job(h, (struct gemm_job){.m = h->count, .n = d, .c = h->dh, .ldc = d, .acc = true, .scale = 1}, &term);
+    if (!tensor_present(&on->da)) return;
+    source = gradient_source(h);
+    term = (struct gemm_term){.x = h->u, .x_row = 1, .x_k = r, .k = h->count, .row_end = r};
+    term.sources = &source, term.n_sources = 1;
+    struct gemm_job job = {.m = r, .n = on->b.rows, .ldc = on->db.ld, .c_transposed = true, .acc = true, .scale = 1};
+    job.c = cpu_at(h->b, &on->db);
+    run_job(h, job, &term);
+    source = gemm_source_memory(h->h32, false, d, d);
+    term.x = h->v, term.dropout = dropout;
+    if (on->dropout > 0) term.masked = GEMM_MASK_SOURCE;
+    job = (struct gemm_job){.m = r, .n = d, .c = cpu_at(h->b, &on->da), .ldc = on->da.ld, .acc = true, .scale = 1};
+    run_job(h, job, &term);
+}
+
+// dW += dz^T h, of the whole table (its transpose is what is computed: dz may be bf16) and of its own rows.
+static void table_gradients(struct head *h) {
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    int64_t d = h->call->in[0].cols, n = on->rows.rows;
+    struct gemm_source source = gradient_source(h);
+    struct gemm_term term = {.x = h->h32, .x_row = 1, .x_k = d, .k = h->count, .row_end = d};
+    term.sources = &source, term.n_sources = 1;
+    struct gemm_job job = {.m = d, .n = h->call->p.logprob.w->rows, .c_transposed = true, .acc = true, .scale = 1};
+    job.ldc = on->dfull.ld;
+    if (tensor_present(&on->dfull)) job.c = cpu_at(h->b, &on->dfull), run_job(h, job, &term);
+    if (!tensor_present(&on->drows)) return;
+    source = gemm_source_memory(h->own, false, n, n);
+    job.n = n, job.ldc = on->drows.ld, job.c = cpu_at(h->b, &on->drows);
+    run_job(h, job, &term);
+}
+
+// dh, and the gradients of what is trained, from dz.
+static void chunk_gradients(struct head *h) {
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    int64_t d = h->call->in[0].cols, n = on->rows.rows;
+    if (n) threads_run(h->b->threads, h->count, take_own, h);
+    over_vocabulary(h, &on->full, 1, d, h->dh, h->part);
+    if (n) {
+        struct gemm_source source = of_tensor(h->b, &on->rows);
+        struct gemm_term term = {.x = h->own, .x_row = n, .x_k = 1, .k = n, .row_end = h->count};
+        term.sources = &source, term.n_sources = 1;
+        run_job(h, (struct gemm_job){.m = h->count, .n = d, .c = h->dh, .ldc = d, .acc = true, .scale = 1}, &term);
+    }
+    table_gradients(h);
+    if (tensor_present(&on->a)) adapter_gradients(h);
 }
 
 // All rows that count, chunk by chunk.
 static void run_chunks(struct head *h) {
     const struct op_call *call = h->call;
-    const struct weight *w = call->p.logprob.w;
     struct threads *threads = h->b->threads;
-    const struct gemm_isa *isa = h->b->isa->gemm;
-    struct gemm_source forward = gemm_source_weight(isa, w, true);
+    struct table_product product = {.b = h->b,
+                                    .call = call,
+                                    .bf16 = h->bf16,
+                                    .x = h->h,
+                                    .x_row = call->in[0].cols,
+                                    .dropout = head_dropout(h->b, call, h->keys, 2),
+                                    .u = h->u,
+                                    .own = h->own,
+                                    .z = h->logits,
+                                    .ldz = call->p.logprob.w->rows,
+                                    .gemm_workspace = h->gemm_workspace};
     for (; h->begin < h->n_rows; h->begin += h->count) {
         h->count =
             h->n_rows - h->begin < call->p.logprob.chunk_rows ? h->n_rows - h->begin : call->p.logprob.chunk_rows;
         threads_run(threads, h->count, gather_row, h);
-        struct gemm_term term = {.x = h->h,
-                                 .x_bf16 = h->bf16,
-                                 .bf16 = h->bf16,
-                                 .lanes_are_rows = true,
-                                 .x_row = w->cols,
-                                 .x_k = 1,
-                                 .k = w->cols,
-                                 .row_end = h->count,
-                                 .sources = &forward,
-                                 .n_sources = 1};
-        struct gemm_job job = {
-            .m = h->count, .n = w->rows, .c = h->logits, .ldc = w->rows, .scale = 1, .n_terms = 1, .terms = &term};
-        job.bias = call->p.logprob.bias;
-        gemm_run(threads, isa, &job, 1, h->gemm_workspace);
+        product.m = h->count;
+        table_product(&product);
         threads_run(threads, h->count, softmax_row, h);
         if (!h->with_gradient) continue;
-        hidden_gradient(h);
-        threads_run(threads, h->count, scatter_row, h);
+        chunk_gradients(h);
+        if (tensor_present(&h->dh_out)) threads_run(threads, h->count, scatter_row, h);
     }
 }
 
@@ -279,14 +493,14 @@ static void fused_backward(const struct head *h, const struct op_call *call) {
 int cpu_token_logprob_backward(struct backend *backend, const struct op_call *call, struct error *err) {
     struct cpu_backend *b = (struct cpu_backend *)backend;
     if (!b->isa) return reference_backward(b, call, err);
-    if (!tensor_present(&call->grad_in[0])) return 0;
     struct head h = {.b = b, .call = call};
+    bool dh = tensor_present(&call->grad_in[0]);
     if (call->p.logprob.fused) {
-        fused_backward(&h, call);
+        if (dh) fused_backward(&h, call);
         return 0;
     }
     head_open(&h, b, call);
-    if (!call->acc[0]) zero_rows(&h, &call->grad_in[0]);
+    if (dh && !call->acc[0]) zero_rows(&h, &call->grad_in[0]);
     if (choose_rows(&h, err)) return -1;
     h.with_gradient = true;
     h.dh_out = call->grad_in[0];
@@ -313,23 +527,22 @@ int cpu_logits(struct backend *backend, const struct op_call *call, struct error
     struct cpu_backend *b = (struct cpu_backend *)backend;
     if (!b->isa) return reference_forward(b, call, err);
     const struct tensor *h = &call->in[0], *out = &call->out[0];
-    const struct weight *w = call->p.logprob.w;
-    bool bf16 = h->dtype == DTYPE_BF16;
-    struct gemm_source source = gemm_source_weight(b->isa->gemm, w, true);
-    struct gemm_term term = {.x = cpu_at(b, h),
-                             .x_bf16 = bf16,
-                             .bf16 = bf16,
-                             .lanes_are_rows = true,
-                             .x_row = h->ld,
-                             .x_k = 1,
-                             .k = h->cols,
-                             .row_end = h->rows,
-                             .sources = &source,
-                             .n_sources = 1};
-    struct gemm_job job = {
-        .m = h->rows, .n = w->rows, .c = cpu_at(b, out), .ldc = out->ld, .scale = 1, .n_terms = 1, .terms = &term};
-    job.bias = call->p.logprob.bias;
-    gemm_run(b->threads, b->isa->gemm, &job, 1, cpu_at(b, &call->workspace));
+    uint8_t *workspace = cpu_at(b, &call->workspace);
+    size_t gemm = aligned(gemm_workspace_bytes(threads_count(b->threads)));
+    const struct tensor *keys = &call->p.logprob.on.keys;
+    struct table_product product = {.b = b,
+                                    .call = call,
+                                    .bf16 = h->dtype == DTYPE_BF16,
+                                    .x = cpu_at(b, h),
+                                    .x_row = h->ld,
+                                    .m = h->rows,
+                                    .dropout = head_dropout(b, call, cpu_at(b, keys), keys->ld),
+                                    .u = (float *)(void *)(workspace + gemm),
+                                    .own = (float *)(void *)(workspace + gemm + logits_ranks(call)),
+                                    .z = cpu_f32(b, out),
+                                    .ldz = out->ld,
+                                    .gemm_workspace = workspace};
+    table_product(&product);
     struct cap_rows c = {
         b->isa->gemm, cpu_f32(b, out), out->ld, out->cols, call->p.logprob.logit_scale, call->p.logprob.soft_cap};
     if (c.scale != 1 || c.cap != 0) threads_run(b->threads, out->rows, cap_row, &c);

@@ -7,43 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-// --- embedding
-
-static int embed(struct cpu_backend *b, const struct op_call *call, struct error *err) {
-    struct view ids = view_of(b, &call->in[0]), keys = view_of(b, &call->in[1]), x = view_of(b, &call->out[0]);
-    struct view lengths = view_of(b, &call->p.embed.lengths);
-    const struct weight *w = call->p.embed.w;
-    const struct step_scalars *scalars = cpu_scalars(b, call);
-    double alpha = (double)call->p.embed.noise_alpha;
-    double *row = mem_alloc((size_t)x.cols * 12);
-    if (!row) return error_memory(err, "an embedding row", (size_t)x.cols * 12);
-    float *scratch = (float *)(row + x.cols);
-    for (int64_t t = 0; t < x.rows; t++) {
-        int64_t id = view_int(&ids, t, 0);
-        if (id < 0 || id >= w->rows) {
-            mem_free(row);
-            return error_set(err, STATUS_INTERNAL, "token id %lld outside the vocabulary of %lld", (long long)id,
-                             (long long)w->rows);
-        }
-        weight_row(w, id, scratch, row);
-        double length = alpha != 0 ? view_get(&lengths, t, 0) : 0; // 0: a row of no document
-        double noise = length > 0 ? alpha / sqrt(length * (double)x.cols) : 0;
-        for (int64_t d = 0; d < x.cols; d++) {
-            double value = row[d] * (double)call->p.embed.scale;
-            if (alpha != 0) {
-                struct random_key key = {scalars->seed, scalars->random_step, (uint32_t)RANDOM_NEFTUNE << 24};
-                uint32_t bits[4];
-                random_four(key, (uint32_t)view_int(&keys, t, 0), (uint32_t)view_int(&keys, t, 1), (uint32_t)(d / 4),
-                            bits);
-                value += (2 * (double)random_uniform(bits[d % 4]) - 1) * noise;
-            }
-            view_put(&x, t, d, value);
-        }
-    }
-    mem_free(row);
-    return 0;
-}
-
 // --- norms
 
 struct norm_row {
@@ -377,7 +340,7 @@ static void adamw(struct cpu_backend *b, const struct op_call *call) {
 
 int reference_forward(struct cpu_backend *b, const struct op_call *call, struct error *err) {
     switch (call->op) {
-    case OP_EMBED: return embed(b, call, err);
+    case OP_EMBED: return reference_embed(b, call, err);
     case OP_NORM: return norm_rows(b, call, view_of(b, &call->in[0]), view_of(b, &call->out[0]), err);
     case OP_ADD_NORM: return add_norm(b, call, err);
     case OP_LINEAR_GROUP: return reference_linear_group(b, call, err);
@@ -409,7 +372,7 @@ int reference_forward(struct cpu_backend *b, const struct op_call *call, struct 
 int reference_backward(struct cpu_backend *b, const struct op_call *call, struct error *err) {
     static const struct tensor none = {0};
     switch (call->op) {
-    case OP_EMBED: return 0;
+    case OP_EMBED: return reference_embed_backward(b, call, err);
     case OP_NORM: return norm_backward(b, call, view_of(b, &call->in[0]), &none, &call->grad_out[0], err);
     case OP_ADD_NORM:
         return norm_backward(b, call, view_of(b, &call->out[0]), &call->grad_out[0], &call->grad_out[1], err);

@@ -64,6 +64,9 @@ static inline void weight_row(const struct weight *w, int64_t row, float *scratc
 // reference_linear.c, reference_attention.c
 int reference_linear_group(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_linear_group_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);
+// reference_head.c
+int reference_embed(struct cpu_backend *b, const struct op_call *call, struct error *err);
+int reference_embed_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_logits(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_token_logprob(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_token_logprob_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);

@@ -22,7 +22,7 @@ static size_t no_workspace(const struct op_call *call, bool backward, int thread
 #define META(workspace)                                                                                                \
     { nothing, nothing, nothing, workspace, NULL }
 static const struct kernel meta_kernels[OP_COUNT] = {
-    [OP_EMBED] = META(no_workspace),
+    [OP_EMBED] = META(cpu_embed_workspace),
     [OP_NORM] = META(cpu_norm_workspace),
     [OP_ADD_NORM] = META(cpu_norm_workspace),
     [OP_LINEAR_GROUP] = META(cpu_linear_group_workspace),

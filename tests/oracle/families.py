@@ -262,6 +262,16 @@ CASES.update({
     "lora-router-llama4": ("llama4_text", variant(intermediate_size=12, intermediate_size_mlp=28, num_local_experts=3, num_experts_per_tok=1,
                                                 num_hidden_layers=1, interleave_moe_layer_step=1), [],
                            {"parameters": ["router.weight", "experts.gate_up_proj"]}),
+    "lora-ends": ("gemma", small(head_dim=8, num_key_value_heads=1, tie_word_embeddings=False), ["embed_tokens", "lm_head", "v_proj"], {}),
+    "lora-ends-tied": ("gemma3_text", small(num_hidden_layers=1, query_pre_attn_scalar=20), ["embed_tokens", "lm_head", "q_proj"],
+                       {"lora": {"rank_pattern": {"embed_tokens": 2}}}),
+    "lora-whole": ("llama", small(num_hidden_layers=1), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}),
+    "lora-whole-tied": ("qwen3", small(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens"]}}),
+    "lora-rows": ("granite", small(num_hidden_layers=1, num_attention_heads=2, embedding_multiplier=6.0, logits_scaling=3.0, residual_multiplier=0.3,
+                                   attention_multiplier=0.2), ["o_proj"],
+                  {"drop": ["head_dim"], "lora": {"trainable_token_indices": [17, 4, 90]}}),
+    "lora-rows-tied": ("llama", small(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"],
+                       {"lora": {"trainable_token_indices": {"embed_tokens": [17, 4, 90]}}}),
 })
 
 # The committed fixtures have these as a GGUF, too: every architecture of model/families.c once.
