@@ -90,7 +90,11 @@ int peft_parse(const char *name, const struct text *config, const uint8_t *tenso
                const struct model *model, struct adapter *out, struct error *err);
 
 // --- llama.cpp adapter (formats.md 7), F32 tensors, GGUF row order. The file has one alpha: where modules' scales
-// differ, B carries the difference. Refused (65): modules that llama.cpp's graph of this family would load and ignore.
+// differ, B carries the difference.
+// Can the file hold this adapter, and would llama.cpp apply all of it? Refuses by name (65): modules that its graph of
+// this family would load and ignore; modules and token rows that are trained whole; adapters on embedding or head where
+// these are one matrix, on which llama.cpp aborts.
+int gguf_adapter_check(const struct adapter *adapter, struct error *err);
 int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err);
 // The first such module's name, and how many there are; NULL when llama.cpp applies all of the adapter.
 const char *gguf_adapter_ignored(const struct adapter *adapter, int *count);

@@ -42,6 +42,18 @@ struct scaled_b {
     float factor;
 };
 
+// Of the embedding lora_a is looked up by token, (V, r): our b. lora_b, (D, r), is our a turned.
+static int write_turned_a(void *context, struct file_writer *out, struct error *err) {
+    const struct scaled_b *s = context;
+    float row[ADAPTER_MAX_RANK];
+    int64_t in = s->m->module->in;
+    for (int64_t i = 0; i < in; i++) {
+        for (int k = 0; k < s->m->r; k++) row[k] = s->m->a[k * in + i] * s->factor;
+        if (file_write(out, row, (size_t)s->m->r * sizeof *row, err)) return -1;
+    }
+    return 0;
+}
+
 static int write_b(void *context, struct file_writer *out, struct error *err) {
     const struct scaled_b *s = context;
     float row[ADAPTER_MAX_RANK];
@@ -83,6 +95,11 @@ static void put_module(struct gguf_writer *w, struct pool *pool, const struct ad
             return;
         }
         *scaled = (struct scaled_b){.m = m, .group = g, .factor = file_alpha(adapter, m->r, m->alpha) / alpha};
+        if (m->module->form == MODULE_EMBEDDING) {
+            gguf_put_tensor(w, a, f32, 2, (int64_t[]){m->r, m->module->out}, m->b);
+            gguf_put_tensor_later(w, b, f32, 2, (int64_t[]){m->r, m->module->in}, write_turned_a, scaled);
+            return;
+        }
         gguf_put_tensor(w, a, f32, dims, a_ne, m->a); // parts of one module share it
         gguf_put_tensor_later(w, b, f32, dims, b_ne, write_b, scaled);
         if (g.last == m->module->n_tensors) return;
@@ -107,19 +124,36 @@ const char *gguf_adapter_ignored(const struct adapter *adapter, int *count) {
     return first;
 }
 
-int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err) {
+int gguf_adapter_check(const struct adapter *adapter, struct error *err) {
     int ignored;
     const char *first = gguf_adapter_ignored(adapter, &ignored);
     if (first)
         return error_set(err, STATUS_DATA,
-                         "%s: llama.cpp would load the adapters of %s%s and ignore them, as its %s graph multiplies by "
-                         "these weights directly: serve the PEFT folder, or train without them (lora_target_modules)",
-                         path, first, ignored > 1 ? " and others" : "", adapter->model->arch.family);
+                         "llama.cpp would load the adapters of %s%s and ignore them, as its %s graph multiplies by these "
+                         "weights directly: serve the PEFT folder, or train without them (lora_target_modules)",
+                         first, ignored > 1 ? " and others" : "", adapter->model->arch.family);
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        const char *what = m->full   ? "a module that is trained whole (lora_modules_to_save)"
+                           : m->rows ? "trained token rows"
+                                     : NULL;
+        if (!what && m->module->layer < 0 && adapter->model->arch.tied)
+            what = "an adapter on embedding or head where these are one matrix";
+        if (what)
+            return error_set(err, STATUS_DATA,
+                             "%s: llama.cpp's adapter file cannot hold %s; `graft export --to merged` may",
+                             m->module->hf_name, what);
+    }
+    return 0;
+}
+
+int gguf_adapter_write(const char *path, const struct adapter *adapter, struct error *err) {
     struct gguf_writer w = {0};
     struct pool pool = {0};
     struct output out = {0};
     float alpha = file_alpha(adapter, adapter->r, adapter->alpha);
     if (adapter->n_modules < 1) return error_set(err, STATUS_INTERNAL, "%s: an adapter of no modules", path);
+    if (gguf_adapter_check(adapter, err)) return -1;
     gguf_put_string(&w, "general.type", "adapter");
     gguf_put_string(&w, "general.architecture", adapter->model->arch.family);
     put_base(&w, &pool, adapter->base_name);
@@ -197,7 +231,8 @@ static int sort_tensors(struct gguf_reader *r) {
         if (half < 0 && ends_with(t->name, length, "_norm.weight")) continue; // as llama.cpp does
         for (int k = 0; k < r->model->n_modules && half >= 0 && !found; k++) {
             const struct module *m = &r->model->modules[k];
-            for (int p = 0; p < m->n_tensors && !found && m->layer >= 0; p++) {
+            bool reachable = m->layer >= 0 || !r->model->arch.tied;
+            for (int p = 0; p < m->n_tensors && !found && reachable; p++) {
                 const char *name = m->tensors[p].name;
                 found = strlen(name) == stem && memcmp(name, t->name, stem) == 0;
                 if (found) r->halves[m->id][p][half] = t;
@@ -221,15 +256,19 @@ static int check_pair(struct gguf_reader *r, const struct module *m, const struc
                          a   ? "lora_b"
                          : b ? "lora_a"
                              : "lora_a and lora_b of its own");
+    bool turned = m->form == MODULE_EMBEDDING; // {r, V} and {r, D}
+    if (turned && (a->ne[2] != 1 || b->ne[2] != 1 || a->ne[1] != m->out || b->ne[1] != m->in || a->ne[0] != b->ne[0]))
+        return error_set(r->err, STATUS_DATA, "%s: '%s' has lora_a and lora_b of a wrong shape", r->file->name,
+                         g->name);
     bool flat = a->ne[2] == m->experts && a->ne[3] == 1 && b->ne[2] == m->experts && b->ne[3] == 1;
-    if (!flat || a->ne[0] != m->in || b->ne[1] != g->rows || a->ne[1] != b->ne[0])
+    if (!turned && (!flat || a->ne[0] != m->in || b->ne[1] != g->rows || a->ne[1] != b->ne[0]))
         return error_set(r->err, STATUS_DATA,
                          "%s: '%s' has lora_a {%lld, %lld} and lora_b {%lld, %lld}, expected {%lld, r} and {r, %lld}",
                          r->file->name, g->name, (long long)a->ne[0], (long long)a->ne[1], (long long)b->ne[0],
                          (long long)b->ne[1], (long long)m->in, (long long)g->rows);
-    if (a->ne[1] > ADAPTER_MAX_RANK)
+    if (b->ne[0] > ADAPTER_MAX_RANK)
         return error_set(r->err, STATUS_DATA, "%s: '%s' has rank %lld, the limit is %d", r->file->name, g->name,
-                         (long long)a->ne[1], ADAPTER_MAX_RANK);
+                         (long long)b->ne[0], ADAPTER_MAX_RANK);
     return 0;
 }
 
@@ -258,10 +297,20 @@ static bool has_tensors(const struct gguf_reader *r, const struct module *m) {
 static int read_module(struct gguf_reader *r, struct adapter *out, const struct module *module) {
     struct group g = group_at(module, 0);
     if (check_pair(r, module, &g)) return -1;
-    const struct gguf_tensor *first = r->halves[module->id][0][0];
-    float alpha = r->alpha != 0 ? r->alpha : (float)first->ne[1];
-    if (adapter_add(out, module, (int)first->ne[1], alpha, r->err)) return -1;
+    const struct gguf_tensor *first = r->halves[module->id][0][0], *second = r->halves[module->id][0][1];
+    int rank = (int)second->ne[0];
+    if (adapter_add(out, module, rank, r->alpha != 0 ? r->alpha : (float)rank, r->err)) return -1;
     struct adapter_module *m = &out->modules[out->n_modules - 1];
+    if (module->form == MODULE_EMBEDDING) {
+        float row[ADAPTER_MAX_RANK];
+        for (int64_t i = 0; i < module->out; i++)
+            if (copy_row(r, first, i, m->b + i * rank)) return -1;
+        for (int64_t i = 0; i < module->in; i++) {
+            if (copy_row(r, second, i, row)) return -1;
+            for (int k = 0; k < rank; k++) m->a[k * module->in + i] = row[k];
+        }
+        return 0;
+    }
     for (int64_t row = 0; row < module->experts * m->r; row++) {
         if (copy_row(r, first, row, m->a + row * module->in)) return -1;
     }

@@ -30,7 +30,15 @@ static void merge_row(const struct merged *merged, int64_t row, float *out) {
     int64_t rows = tensor_rows_of(merged), expert = row / rows, r = m->r, i = merged->first;
     for (row %= rows; row >= module->parts[i].rows; i++) row -= module->parts[i].rows;
     const struct module_part *part = &module->parts[i];
+    if (m->full) {
+        memcpy(out, m->full + (part->first_row + row) * module->in, (size_t)module->in * sizeof *out);
+        return;
+    }
     weight_decode(&part->w[expert], row, 0, module->in, out);
+    for (int k = 0; k < m->n_rows; k++) {
+        if (m->row_ids[k] == row) memcpy(out, m->rows + k * module->in, (size_t)module->in * sizeof *out);
+    }
+    if (m->r == 0) return;
     const float *b = m->b + (module->experts * part->first_row + expert * part->rows + row) * r;
     const float *a = m->a + expert * r * module->in;
     for (int64_t k = 0; k < r; k++) {
@@ -87,6 +95,19 @@ static uint32_t file_type(enum quant type) {
     return type == QUANT_F32 ? 0 : type == QUANT_F16 ? 1 : type == QUANT_Q8_0 ? 7 : 32;
 }
 
+// Where embedding and head are one tensor, a change of one of them cannot be merged; token rows change both.
+static int check_ends(const struct adapter *adapter, struct error *err) {
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        if (m->module->layer >= 0 || !adapter->model->arch.tied || (m->rows && !m->r && !m->full)) continue;
+        return error_set(err, STATUS_DATA,
+                         "%s: embedding and head are one matrix in this base, and the adapter changes only its use as "
+                         "one of them; it cannot be merged",
+                         m->module->hf_name);
+    }
+    return 0;
+}
+
 // Collects everything the file will hold; *bytes is about its size.
 static int plan_file(const struct adapter *adapter, const struct quant_format *format, struct gguf_writer *w,
                      struct pool *pool, uint64_t *bytes, struct error *err) {
@@ -114,7 +135,7 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
                              "%s: '%s' stores the rows of %s turned: merging into it is not in this version",
                              adapter->model->path, t->name, merged->m->module->hf_name);
         merged->format = format;
-        merged->scale = adapter_scale(adapter, merged->m);
+        merged->scale = merged->m->r ? adapter_scale(adapter, merged->m) : 0;
         gguf_put_tensor_later(w, t->name, format->ggml_type, t->n_dims, t->ne, write_rows, merged);
         *bytes += (uint64_t)(t->ne[1] * t->ne[2]) * quant_row_bytes(format, t->ne[0]) + 32;
         found += merged->last - merged->first;
@@ -155,6 +176,7 @@ int merge_write(const char *path, const struct adapter *adapter, enum quant type
     if (adapter->model->base->kind != BASE_GGUF || adapter->model->base->n_parts != 1)
         return error_set(err, STATUS_USAGE, "%s: merging is in this version for a base of one GGUF file",
                          adapter->model->path);
+    if (check_ends(adapter, err)) return -1;
     struct gguf_writer w = {0};
     struct pool pool = {0};
     uint64_t bytes;

@@ -118,6 +118,14 @@ static void build_config(struct text *out, const struct adapter *adapter, int ra
 
 int mlx_write(const char *folder, const struct adapter *adapter, struct error *err) {
     if (adapter->n_modules < 1) return error_set(err, STATUS_INTERNAL, "%s: an adapter of no modules", folder);
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        if (m->module->form != MODULE_LINEAR || m->module->router || m->full || m->rows)
+            return error_set(err, STATUS_DATA,
+                             "%s: MLX adapters are written for the linears of layers alone; `graft export --to merged` "
+                             "may hold this one",
+                             m->module->hf_name);
+    }
     int rank = 0;
     float scale = adapter_scale(adapter, &adapter->modules[0]);
     for (int i = 0; i < adapter->n_modules; i++)

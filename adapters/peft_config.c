@@ -348,7 +348,8 @@ static int read_rows(struct reader *r, struct pool *pool, struct peft_config *ou
     int embedding = -1;
     for (int i = 0; i < r->model->n_modules; i++)
         if (r->model->modules[i].form == MODULE_EMBEDDING) embedding = i;
-    if (embedding < 0) return error_set(r->err, STATUS_DATA, "%s: the base has no embedding", r->path);
+    if (embedding < 0)
+        return error_set(r->err, STATUS_DATA, "%s: trainable_token_indices: the base has no embedding", r->path);
     if (json_type(list) == JSON_OBJECT) {
         const struct json *only = json_child(list);
         const char *name = json_key(only, NULL), *path = r->model->modules[embedding].hf_name;

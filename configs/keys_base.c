@@ -135,7 +135,9 @@ const struct config_key keys_adapter[] = {
         lora_target_parameters, KEY_NAMES, "",
         "Experts that the model holds in one parameter (`mlp.experts.gate_up_proj`), or a router (`mlp.gate.weight`). "
         "Needs `lora_dropout: 0`."),
-    NOT_YET("lora_modules_to_save", KEY_STRINGS, "", "Modules to train and save whole (embed_tokens, lm_head)."),
+    WORKS(lora_modules_to_save, KEY_STRINGS, "",
+          "Modules to train and save whole: `embed_tokens`, `lm_head`. Takes 16 bytes of memory for each of their "
+          "numbers."),
     NOT_YET("lora_fan_in_fan_out", KEY_BOOL, "", "The base stores its weights transposed (GPT-2)."),
     WORKS(
         lora_rank_pattern, KEY_PATTERNS, "",
@@ -155,7 +157,9 @@ const struct config_key keys_adapter[] = {
     NOT_YET("peft.loftq_config", KEY_GROUP, "", "LoftQ start of the adapter."),
     NOT_YET("peft.loftq_config.loftq_bits", KEY_INT, "", "Bits of the LoftQ start."),
     NOT_YET("peft_layer_replication", KEY_ANY, "", "Layers to use more than once."),
-    NOT_YET("peft_trainable_token_indices", KEY_ANY, "", "Rows of the embedding to train."),
+    WORKS(peft_trainable_token_indices, KEY_INTS, "",
+          "Ids of tokens whose rows of the embedding (and of a head that is tied to it) are trained.", .low = 0,
+          .high = 16777215),
     NOT_YET("peft_ensure_weight_tying", KEY_BOOL, "", "Tie adapters where the base ties weights."),
     NO_EFFECT("peft_autocast_adapter_dtype", KEY_BOOL, "true", "Adapters are always fp32 in training."),
     FLOAT(loraplus_lr_ratio, "", ABOVE_ZERO, 1e6, "LoRA+: the learning rate of B over that of A. Empty: 1."),

@@ -113,6 +113,8 @@ struct run_config {
     } lora_target_modules;
     struct config_strings lora_target_parameters; // experts in one parameter, routers
     struct config_patterns lora_rank_pattern, lora_alpha_pattern;
+    struct config_strings lora_modules_to_save;      // embed_tokens, lm_head: trained whole
+    struct config_ints peft_trainable_token_indices; // rows of the embedding that are trained
     bool peft_use_rslora;
     struct config_ints peft_layers_to_transform; // empty = all layers
     enum config_init peft_init_lora_weights;

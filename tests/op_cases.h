@@ -485,7 +485,7 @@ static inline void case_table(struct bench *t, int variant, int64_t vocabulary, 
 }
 
 // bit 0: noise
-static inline void case_embed(struct bench *t, int variant) {
+static inline void case_embed_table(struct bench *t, int variant) {
     struct op_call *call = &t->call;
     int64_t rows = 6, d = 37, vocabulary = 19;
     static const int32_t ids[] = {3, 7, 18, 0, 7, 3}, lengths[] = {4, 4, 4, 4, 2, 2};
@@ -624,9 +624,9 @@ static const struct op_case op_cases[] = {
     {"linear shared A", OP_LINEAR_GROUP, case_linear, 1 + 4 + 64},
     {"linear shared A dropout acc", OP_LINEAR_GROUP, case_linear, 1 + 2 + 4 + 8 + 16 + 64},
     {"linear shared A without the first part", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8 + 64 + 128},
-    {"embed adapter noise", OP_EMBED, case_embed, 1 + CASE_TABLE_LORA},
-    {"embed whole adapter", OP_EMBED, case_embed, CASE_TABLE_LORA + CASE_TABLE_FULL},
-    {"embed rows", OP_EMBED, case_embed, CASE_TABLE_ROWS},
+    {"embed adapter noise", OP_EMBED, case_embed_table, 1 + CASE_TABLE_LORA},
+    {"embed whole adapter", OP_EMBED, case_embed_table, CASE_TABLE_LORA + CASE_TABLE_FULL},
+    {"embed rows", OP_EMBED, case_embed_table, CASE_TABLE_ROWS},
     {"logprob adapter cap acc", OP_TOKEN_LOGPROB, case_logprob, 2 + 4 + CASE_TABLE_LORA},
     {"logprob fused adapter dropout bias", OP_TOKEN_LOGPROB, case_logprob,
      1 + 8 + 32 + CASE_TABLE_LORA + CASE_TABLE_DROPOUT},

@@ -579,8 +579,7 @@ TEST(files_of_axolotl_users) {
         {mistral_dpo,
          {"c.yml:5: rl: known key", "c.yml:9: datasets.0.type: 'chat_template.default' is not",
           "c.yml:11: datasets.0.field_chosen: known", "c.yml:12: datasets.0.field_rejected: known",
-          "c.yml:13: lora_modules_to_save: known key", "c.yml:18: special_tokens.bos_token: known",
-          "c.yml:19: special_tokens.eos_token: known"}},
+          "c.yml:18: special_tokens.bos_token: known", "c.yml:19: special_tokens.eos_token: known"}},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         int lines = 0, wanted = 0;

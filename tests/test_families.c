@@ -105,18 +105,27 @@ static void rewrite(const char *family, const char *base) {
                  safetensors_open(path_of(family, "adapter/adapter_model.safetensors"), &theirs, &err);
     CHECK_MSG(status == 0, "%s: %s", family, err.text);
     if (status == 0) {
-        CHECK_INT(ours.n_entries, theirs.n_entries);
+        size_t copies = 0; // of base weights, which PEFT adds beside adapters on embedding and head
         for (size_t i = 0; i < theirs.n_entries; i++) {
             const struct safetensors_entry *want = &theirs.entries[i], *got = safetensors_find(&ours, want->name);
+            bool copy = strstr(want->name, ".base_layer.weight") && !strstr(want->name, "experts");
+            copies += copy;
+            if (copy) continue;
             bool same = got && got->bytes == want->bytes && got->n_dims == 2 && got->shape[0] == want->shape[0] &&
                         memcmp(got->data, want->data, (size_t)want->bytes) == 0;
             CHECK_MSG(same, "%s: %s is %s", family, want->name, got ? "another" : "missing");
         }
+        CHECK_INT(ours.n_entries, theirs.n_entries - copies);
         // And the written configuration selects what was written.
         struct adapter again;
         CHECK_MSG(adapter_read(scratch(), &model, &again, &err) == 0, "%s: %s", family, err.text);
         if (!err.code) CHECK_INT(again.n_modules, adapter.n_modules);
         adapter_free(&again);
+        // For llama.cpp, or refused by name.
+        snprintf(path, sizeof path, "%s/adapter.gguf", scratch());
+        bool fits = gguf_adapter_check(&adapter, &err) == 0;
+        CHECK_MSG(fits || strstr(err.text, "llama.cpp"), "%s: %s", family, err.text);
+        CHECK_MSG(fits || gguf_adapter_write(path, &adapter, &err) != 0, "%s: written all the same", family);
         safetensors_close(&ours);
         safetensors_close(&theirs);
     }
@@ -171,6 +180,9 @@ static void through_gguf(const char *family, const char *base) {
         const char *first = gguf_adapter_ignored(&adapter, &ignored);
         CHECK_MSG(status && err.code == STATUS_DATA && first && strstr(err.text, first), "%s: %s", family, err.text);
         CHECK(ignored >= 3 && ignored < adapter.n_modules && !file_exists(path));
+    } else if (status && strncmp(family, "lora-", 5) == 0) { // parts that the file has no place for
+        CHECK_MSG(err.code == STATUS_DATA && strstr(err.text, "cannot hold"), "%s: %s", family, err.text);
+        CHECK(!file_exists(path));
     } else {
         CHECK_MSG(status == 0 && gguf_adapter_read(path, &model, &again, &err) == 0, "%s: %s", family, err.text);
         // Parameters come back as modules of their own where the family has such: one for each tensor of the file.

@@ -130,6 +130,8 @@ static const char *const working[] = {
     "lora_target_modules",
     "lora_target_linear",
     "lora_target_parameters",
+    "lora_modules_to_save",
+    "peft_trainable_token_indices",
     "lora_rank_pattern",
     "lora_alpha_pattern",
     "peft_layers_to_transform",
@@ -224,9 +226,7 @@ static const char *const without_effect[] = {
     "mlflow_run_name",
 };
 static const char *const later[] = {
-    "lora_modules_to_save",
     "peft_use_dora",
-    "peft_trainable_token_indices",
     "quantize_moe_experts",
     "tokenizer_config",
     "model_config",

@@ -504,6 +504,44 @@ def chat_adapter_names():
 
 
 @case
+def embedding_and_head():
+    """LoRA on both, both trained whole, rows of tokens: trained, stopped and resumed bit by bit, read again, merged or refused."""
+    t = tiny("ends")
+    kinds = {"lora": ["lora_target_linear=false", "lora_target_modules=[embed_tokens, lm_head, q_proj]", "lora_dropout=0.1"],
+             "whole": ["lora_modules_to_save=[embed_tokens, lm_head]"],
+             "rows": ["peft_trainable_token_indices=[5, 90, 17]"]}
+    for name, keys in kinds.items():
+        out = train(t, *keys, "save_steps=3", "save_total_limit=99", "eval_steps=4", out=name)
+        plan = json.loads(graft("plan", f"{t}/config.yml", "--json", *keys).stdout)
+        with open(f"{out}/run.json") as f:
+            run = json.load(f)
+        check(run["trainable_parameters"] == plan["trainable_parameters"] > 0, f"{name}: {plan['trainable_parameters']}")
+        losses = [x["loss"] for x in log(out) if "loss" in x]
+        check(losses[-1] < losses[0], f"{name}: {losses}")
+        again = train(t, *keys, "save_steps=3", "save_total_limit=99", "eval_steps=4", f"resume_from_checkpoint={out}/checkpoints/step-000003", out=name + "-again")
+        with open(f"{out}/adapter_model.safetensors", "rb") as f, open(f"{again}/adapter_model.safetensors", "rb") as g:
+            check(f.read() == g.read(), f"{name}: resumed, it is another adapter")
+        check(graft("verify", out).returncode == 0, f"{name}: {graft('verify', out).stderr}")
+        r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json")
+        check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - [x["eval_loss"] for x in log(out) if "eval_loss" in x][-1]) < 1e-5, r.stderr + r.stdout)
+        r = graft("chat", "--base", f"{t}/tiny.gguf", "--adapter", out, "--prompt", "ann", "--max-tokens", 5)
+        check(r.returncode == 0, r.stderr)
+        train(t, "lora_target_linear=false", f"lora_model_dir={out}", "max_steps=2", out=name + "-more")
+        expect(65, "cannot hold", args=["export", out, "--to", "gguf", "--out", f"{t}/{name}.gguf"])
+        check(not os.path.exists(f"{out}/adapter.gguf"), f"{name}: adapter.gguf of a tied base")
+        if name == "rows":
+            check(graft("export", out, "--to", "merged", "--type", "f32", "--out", f"{t}/merged.gguf").returncode == 0, "not merged")
+            r = graft("eval", f"{t}/config.yml", f"base_model={t}/merged.gguf", "--json")
+            check(abs(json.loads(r.stdout)["loss"] - [x["eval_loss"] for x in log(out) if "eval_loss" in x][-1]) < 1e-4, r.stdout)
+        else:
+            expect(65, "one matrix", args=["export", out, "--to", "merged", "--out", f"{t}/{name}.gguf"])
+        expect(65, "MLX", args=["export", out, "--to", "mlx", "--out", f"{t}/{name}-mlx"])
+    expect(78, "norm", args=["train", f"{t}/config.yml", "lora_modules_to_save=[norm]", f"output_dir={t}/no"])
+    expect(78, "99999", args=["train", f"{t}/config.yml", "peft_trainable_token_indices=[99999]", f"output_dir={t}/no"])
+    expect(78, "trained already", args=["train", f"{t}/config.yml", "peft_trainable_token_indices=[9]", "lora_modules_to_save=[embed_tokens]", f"output_dir={t}/no"])
+
+
+@case
 def other_targets_and_options():
     t = tiny("options")
     train(t, "lora_target_linear=false", "lora_target_modules=[q_proj, v_proj]", "peft_use_rslora=true", out="a")

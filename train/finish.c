@@ -16,17 +16,14 @@ static char *in_output(const struct trainer *t, struct pool *pool, const char *n
     return pool_printf(pool, "%s/%s", t->config->output_dir, name);
 }
 
-bool trainer_writes_gguf(const struct trainer *t) {
-    int ignored;
-    return !gguf_adapter_ignored(&t->adapter, &ignored);
-}
-
 int trainer_write_adapter(struct trainer *t, const char *folder, struct error *err) {
     struct pool pool = {0};
     char *gguf = pool_printf(&pool, "%s/adapter.gguf", folder);
     int failed = gguf ? 0 : error_memory(err, "a path", strlen(folder));
-    failed = failed || lora_download(&t->lora, err) || peft_write(folder, &t->adapter, err);
-    if (!failed && trainer_writes_gguf(t)) failed = gguf_adapter_write(gguf, &t->adapter, err);
+    struct error why = {0};
+    t->has_gguf = gguf_adapter_check(&t->adapter, &why) == 0;
+    failed = failed || lora_download(&t->lora, err) || peft_write(folder, &t->adapter, err) ||
+             (t->has_gguf ? gguf_adapter_write(gguf, &t->adapter, err) : file_remove(gguf, err));
     pool_free(&pool);
     return failed ? -1 : 0;
 }
@@ -176,7 +173,7 @@ int trainer_write_manifest(const struct trainer *t, const char *status, struct e
         json_put_key(&w, "sha256");
         json_begin_object(&w);
         put_file(&w, "adapter_model.safetensors", in_output(t, &pool, "adapter_model.safetensors"));
-        if (trainer_writes_gguf(t)) put_file(&w, "adapter.gguf", in_output(t, &pool, "adapter.gguf"));
+        if (t->has_gguf) put_file(&w, "adapter.gguf", in_output(t, &pool, "adapter.gguf"));
         json_end_object(&w);
     }
     json_end_object(&w);
@@ -326,7 +323,7 @@ static int write_card(const struct trainer *t, struct error *err) {
                         .base_name = t->adapter.base_name,
                         .base_file = file ? file + 1 : t->session.model.path,
                         .r = t->adapter.r,
-                        .has_gguf = trainer_writes_gguf(t),
+                        .has_gguf = t->has_gguf,
                         .curve = "loss.svg",
                         .samples = samples,
                         .n_samples = log ? trainer_read_samples(log, samples, MAX_SAMPLES, &data.pool) : 0,
@@ -355,14 +352,9 @@ int trainer_finish(struct trainer *t, struct error *err) {
     pool_free(&pool);
     if (failed) return -1;
     runlog_duration(t->state.seconds, time);
-    const char *folder = t->config->output_dir;
-    if (trainer_writes_gguf(t))
-        runlog_say(
-            &t->log,
-            "done: %lld steps in %s; adapter in %s (PEFT) and %s/adapter.gguf (llama.cpp); report: %s/report.html",
-            (long long)t->state.step, time, folder, folder, folder);
-    else
-        runlog_say(&t->log, "done: %lld steps in %s; adapter in %s (PEFT); report: %s/report.html",
-                   (long long)t->state.step, time, folder, folder);
+    runlog_say(&t->log, "done: %lld steps in %s; adapter in %s (PEFT)%s%s%s; report: %s/report.html",
+               (long long)t->state.step, time, t->config->output_dir, t->has_gguf ? " and " : "",
+               t->has_gguf ? t->config->output_dir : "", t->has_gguf ? "/adapter.gguf (llama.cpp)" : "",
+               t->config->output_dir);
     return 0;
 }

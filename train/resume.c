@@ -114,7 +114,10 @@ static bool same_adapter(const struct adapter *a, const struct adapter *b) {
     if (a->n_modules != b->n_modules || a->rslora != b->rslora) return false;
     for (int i = 0; i < a->n_modules; i++) {
         const struct adapter_module *x = &a->modules[i], *y = &b->modules[i];
-        if (x->module != y->module || x->r != y->r || x->alpha != y->alpha) return false;
+        if (x->module != y->module || x->r != y->r || x->alpha != y->alpha || x->n_rows != y->n_rows) return false;
+        for (int p = 0; p < ADAPTER_PARTS; p++)
+            if (!x->part[p] != !y->part[p]) return false;
+        if (x->n_rows && memcmp(x->row_ids, y->row_ids, (size_t)x->n_rows * sizeof *x->row_ids) != 0) return false;
     }
     return true;
 }

@@ -226,11 +226,8 @@ static void announce(struct trainer *t) {
     runlog_say(&t->log, "base: %s, %s, %.1f M parameters; adapter: r %d on %d linears, %.2f M parameters", m->name,
                m->file_type, (double)m->total_parameters / 1e6, t->adapter.r, t->adapter.n_modules,
                (double)t->lora.n_params / 1e6);
-    int ignored;
-    const char *first = gguf_adapter_ignored(&t->adapter, &ignored);
-    if (first)
-        runlog_say(&t->log, "no adapter.gguf will be written: llama.cpp would ignore the adapters of %d modules (%s%s)",
-                   ignored, first, ignored > 1 ? ", ..." : "");
+    struct error why = {0};
+    if (gguf_adapter_check(&t->adapter, &why)) runlog_say(&t->log, "no adapter.gguf will be written: %s", why.text);
     runlog_say(&t->log, "data: %s", text_str(&rows));
     runlog_say(&t->log, "run: %lld steps, %s on %s, %.0f MiB planned", (long long)t->total_steps, t->state.arithmetic,
                backend_describe(t->session.device.backend),

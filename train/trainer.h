@@ -38,6 +38,7 @@ struct trainer {
     double flops_per_token;  // of a training step, forward and backward, at the largest micro-batch
     int64_t checkpoint_step; // newest one written or resumed, -1 = none
     bool finishing;          // past the last step: the adapter may not be that of state.step any more
+    bool has_gguf;           // adapter.gguf was written, too
     bool best_loaded;        // the adapter is that of state.best_step
 };
 
@@ -62,6 +63,9 @@ void trainer_close(struct trainer *trainer); // zeroed struct is a no-op
 // once.
 void trainer_install_signals(void);
 
+// --- make_adapter.c
+int trainer_make_adapter(struct trainer *trainer, struct error *err); // in host memory: trainer->adapter
+
 // --- resume.c
 void trainer_set_hashes(struct trainer *trainer); // of config, data and base into trainer->state; run_id from them
 // A checkpoint of this step, unless there is one. `resumable`: with AdamW's state even if save_only_model.
@@ -84,7 +88,6 @@ int trainer_read_samples(const char *log_path, struct card_sample *out, int most
 
 // --- finish.c
 // adapter files, model card, probe, report, run.json; the adapter is durable before anything else is written.
-bool trainer_writes_gguf(const struct trainer *trainer); // would llama.cpp apply all of the adapter?
 int trainer_write_adapter(struct trainer *trainer, const char *folder, struct error *err);
 int trainer_finish(struct trainer *trainer, struct error *err);
 int trainer_write_manifest(const struct trainer *trainer, const char *status, struct error *err);
