@@ -52,7 +52,9 @@ void mapped_keep(struct mapped_text *m, size_t begin, size_t end) {
 void mapped_put(struct mapped_text *m, const char *bytes, size_t length, size_t at) {
     uint32_t *map = length ? reserve(m, length) : NULL;
     if (!map) return;
-    for (size_t i = 0; i < length; i++) map[i] = (uint32_t)mapped_source(m, at);
+    size_t source = mapped_source(m, at), written = m->made[m->writing].length;
+    if (written > 0 && map[-1] > source) source = map[-1]; // sources never go back
+    for (size_t i = 0; i < length; i++) map[i] = (uint32_t)source;
     text_append(&m->made[m->writing], bytes, length);
 }
 

@@ -34,11 +34,21 @@ static bool is_alone(const char *text, size_t length, size_t *size) {
     return is_plain(text[0]) || is_later_mark(c);
 }
 
+// Ideographs may change, but compose with nothing before them: another place to begin a stretch, without which a Chinese
+// text would be one.
+static bool is_ideograph(const char *text, size_t length) {
+    size_t size;
+    uint32_t c = utf8_read(text, length, &size);
+    return (c >= 0x3400 && c <= 0x9FFF) || (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x20000 && c <= 0x2FFFF);
+}
+
 static size_t stretch_end(const char *text, size_t length, size_t begin) {
     size_t size;
     bool later = is_alone(text + begin, length - begin, &size) && !is_plain(text[begin]);
     size_t end = begin + size;
-    while (!later && end < length && !is_alone(text + end, length - end, &size)) end += size;
+    while (!later && end < length && !is_alone(text + end, length - end, &size) &&
+           !is_ideograph(text + end, length - end))
+        end += size;
     return end;
 }
 
@@ -111,7 +121,11 @@ int normal_form_c(const char *text, size_t length, bool *changed, struct text *o
         if (status < 0) break;
         bool same = out->length - at == end - begin && memcmp(out->data + at, text + begin, end - begin) == 0;
         *changed |= !same;
-        status = add_sources(&map, &capacity, at, out->length, begin, same, err);
+        size_t head = 0; // what a changed stretch begins with may stay as it was
+        while (!same && begin + head < end && at + head < out->length && out->data[at + head] == text[begin + head])
+            head++;
+        if (head > 0) status = add_sources(&map, &capacity, at, at + head, begin, true, err);
+        if (status == 0) status = add_sources(&map, &capacity, at + head, out->length, begin + head, same, err);
     }
     if (status == 0 && *changed) {
         *sources = map;

@@ -55,6 +55,14 @@ static int compose(const struct recipe *recipe, bool refuse, struct mapped_text 
     return status;
 }
 
+// New text comes from the last character that it replaces, or where it replaces none from the one before: so the
+// reference has it, which asks whether a piece comes from the beginning of the text.
+static size_t origin(const struct mapped_text *t, size_t end) {
+    if (end > 0) end--;
+    while (end > 0 && ((uint8_t)t->bytes[end] & 0xC0) == 0x80) end--;
+    return end;
+}
+
 static int replace(const struct normal_step *s, struct mapped_text *t, struct error *err) {
     const char *end = t->bytes + t->length, *from = t->bytes;
     const char *at = memmem(from, t->length, s->pattern.bytes, s->pattern.length);
@@ -62,8 +70,8 @@ static int replace(const struct normal_step *s, struct mapped_text *t, struct er
     mapped_edit(t);
     for (; at; at = memmem(from, (size_t)(end - from), s->pattern.bytes, s->pattern.length)) {
         mapped_keep(t, (size_t)(from - t->bytes), (size_t)(at - t->bytes));
-        mapped_put(t, s->content.bytes, s->content.length, (size_t)(at - t->bytes));
         from = at + s->pattern.length;
+        mapped_put(t, s->content.bytes, s->content.length, origin(t, (size_t)(from - t->bytes)));
     }
     mapped_keep(t, (size_t)(from - t->bytes), t->length);
     return mapped_commit(t, err);
@@ -77,7 +85,7 @@ static int replace_regex(const struct normal_step *s, const struct regex *regex,
     mapped_edit(t);
     while ((found = regex_next(regex, scratch, t->bytes, t->length, &walk, &begin, &end, err)) > 0) {
         mapped_keep(t, from, begin);
-        mapped_put(t, s->content.bytes, s->content.length, begin);
+        mapped_put(t, s->content.bytes, s->content.length, origin(t, end));
         from = end;
     }
     if (found < 0 || !walk.any) return found;

@@ -146,14 +146,14 @@ static bool starts_with(const char *text, struct word w, struct vocab_string mar
 }
 
 static int cut_metaspace(const struct cut_step *step, struct pretokenizer_scratch *s, struct mapped_text *t,
-                         bool at_start, struct error *err) {
+                         size_t at_start, struct error *err) {
     struct vocab_string mark = step->mark;
     mapped_edit(t);
     for (size_t i = 0; i < s->words.count; i++) {
         struct word w = s->words.items[i];
         size_t begin = mapped_written(t), from = w.begin;
         bool marked = t->bytes[w.begin] == ' ' || starts_with(t->bytes, w, mark);
-        bool first = at_start && mapped_source(t, w.begin) == 0;
+        bool first = mapped_source(t, w.begin) < at_start;
         if (!marked && (step->prepend == CUT_PREPEND_ALWAYS || (step->prepend == CUT_PREPEND_FIRST && first)))
             mapped_put(t, mark.bytes, mark.length, w.begin);
         for (size_t at = w.begin; at < w.end; at++) {
@@ -187,8 +187,8 @@ static int prefix_space(struct pretokenizer_scratch *s, struct mapped_text *t, s
     return mapped_commit(t, err);
 }
 
-int pretokenizer_run(const struct pretokenizer *p, struct pretokenizer_scratch *s, struct mapped_text *t, bool at_start,
-                     struct error *err) {
+int pretokenizer_run(const struct pretokenizer *p, struct pretokenizer_scratch *s, struct mapped_text *t,
+                     size_t at_start, struct error *err) {
     s->words.count = 0;
     int status = push(&s->words, 0, t->length, err);
     for (int i = 0; i < p->recipe->n_cuts && status == 0; i++) {

@@ -29,7 +29,7 @@ struct pretokenizer_scratch {
 int pretokenizer_scratch_open(struct pretokenizer_scratch *scratch); // -1 when out of memory
 void pretokenizer_scratch_close(struct pretokenizer_scratch *scratch);
 
-// Cuts `text` (just begun; some steps change it) into scratch->words, in order, none empty. `at_start`: it stands at
-// the beginning of the whole text.
+// Cuts `text` (just begun; some steps change it) into scratch->words, in order, none empty. `at_start`: so many of
+// its bytes come from the first byte of the whole text.
 int pretokenizer_run(const struct pretokenizer *p, struct pretokenizer_scratch *scratch, struct mapped_text *text,
-                     bool at_start, struct error *err);
+                     size_t at_start, struct error *err);

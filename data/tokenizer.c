@@ -168,7 +168,8 @@ static int encode_words(const struct job *j, size_t at, size_t begin, size_t end
     const struct mapped_text *normal = &e->normal;
     if (begin == end) return 0;
     mapped_begin(&e->cut, normal->bytes + begin, end - begin);
-    bool at_start = at + mapped_source(normal, begin) == 0;
+    size_t at_start = 0;
+    while (at == 0 && begin + at_start < end && mapped_source(normal, begin + at_start) == 0) at_start++;
     if (pretokenizer_run(j->tokenizer->pretokenizer, &e->cuts, &e->cut, at_start, j->err) < 0) return -1;
     size_t first = j->out->ids->count;
     for (size_t i = 0; i < e->cuts.words.count; i++) {

@@ -1,10 +1,14 @@
 """Compares our token ids with Hugging Face tokenizers, string by string; every id must be equal.
 
-    tokens.py --dump BUILD/tests/peers/tokens_dump [--gguf MODEL.gguf] [--count 20000] [--seed 1] [--golden FILE]
+    tokens.py --dump BUILD/tests/peers/tokens_dump [--gguf MODEL.gguf] [--count 20000] [--folders 40] [--seed N] [--golden FILE]
+              [--vocabularies FOLDER]
 
-With --gguf: the vocabulary of that file (tokenizer.ggml.pre must be "smollm"), special tokens included. Without: for
+With --gguf: the vocabulary of that file (tokenizer.ggml.pre must be "smollm"), special tokens included. Otherwise for
 every pipeline of the table PIPELINES a small vocabulary is trained on the spot, so that each regular expression, NFC and
-the ignore_merges rule meet the reference. --golden writes the fixture of tests/test_tokenizer.c (with --gguf). Needs the Python packages tokenizers and (for --gguf) gguf.
+the ignore_merges rule meet the reference. --folders: as many tokenizer.json files with pipelines put together at random
+(tests/oracle/tokenizer_folders.py), and the committed ones. --vocabularies: llama.cpp's models folder, whose vocabulary
+files have their ids beside them. Without --seed each run has its own, which it prints. --golden writes the fixture of
+tests/test_tokenizer.c (with --gguf). Needs the Python packages tokenizers and (for --gguf) gguf.
 """
 import argparse
 import json
@@ -199,6 +203,90 @@ def compare(v, dump, count, seed):
     return bad + (len(ours) != len(texts))
 
 
+def dump_lines(dump, source, texts):
+    lines = "".join(json.dumps(s) + "\n" for s in texts)
+    done = subprocess.run([dump, source], input=lines.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode != 0:
+        return done.stderr.decode(errors="replace").strip()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def compare_folder(name, folder, dump, count, seed):
+    """tokenizer.json as the reference reads it, and as we do."""
+    reference = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+    with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as f:
+        special = [e["content"] for e in json.load(f)["added_tokens"]]
+    texts = list(strings(count, seed, special))
+    ours = dump_lines(dump, folder, texts)
+    if isinstance(ours, str):
+        print(f"  {name}: we refuse it: {ours}", file=sys.stderr)
+        return 1
+    bad, total, panics = int(len(ours) != len(texts)), 0, 0
+    for text, got in zip(texts, ours):
+        want = []
+        for plain in (False, True):
+            reference.encode_special_tokens = plain
+            try:
+                want.append(reference.encode(text, add_special_tokens=False).ids)
+            except Exception:  # an unknown token that does not exist
+                want.append(None)
+            except BaseException as error:  # it panics where a Replace finds an empty match
+                if type(error).__name__ != "PanicException":
+                    raise
+                want.append("panic")
+        if "panic" in want:
+            panics += 1
+            continue
+        total += len(want[0] or [])
+        if [got.get("ids"), got.get("plain")] != want and not ("error" in got and None in want):
+            bad += 1
+            if bad <= 3:
+                print(f"  {name} differs: {text!r}\n    ours {got.get('ids')}\n    ref  {want[0]}"[:2000], file=sys.stderr)
+    print(f"{name}: {len(texts)} strings, {total} ids, {bad} differ" + (f", {panics} without an answer of the reference" if panics else ""))
+    return bad + (panics > len(texts) // 2)
+
+
+def compare_folders(dump, number, count, seed):
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "oracle"))
+    import pathlib
+    import tokenizer_folders
+    committed = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fixtures", "tokenizers")
+    results = [compare_folder(name, os.path.join(committed, name), dump, count, seed) for name in sorted(os.listdir(committed))]
+    for i in range(number):
+        with tempfile.TemporaryDirectory() as folder:
+            made = tokenizer_folders.random_folder(random.Random(f"{seed} {i}"))
+            try:
+                tokenizer_folders.write(pathlib.Path(folder), made, {})
+            except Exception as error:  # the reference refuses it
+                refused = dump_lines(dump, folder, [""])
+                print(f"random {i}: refused by the reference ({error}) and by us ({refused if isinstance(refused, str) else 'NOT'})")
+                continue
+            results.append(compare_folder(f"random {i}", folder, dump, count, seed + i))
+            if results[-1]:
+                print("  " + json.dumps({k: v for k, v in made.items() if k != "model"}, ensure_ascii=False), file=sys.stderr)
+                print("  " + json.dumps({k: v for k, v in made["model"].items() if k not in ("vocab", "merges")}), file=sys.stderr)
+    return results
+
+
+def compare_vocabularies(dump, folder):
+    """llama.cpp's own vocabulary files. Its normalisation is none; where the model's own tokenizer has NFC, so have we."""
+    results = []
+    for name in sorted(n for n in os.listdir(folder) if n.endswith(".gguf") and os.path.exists(os.path.join(folder, n + ".inp"))):
+        path = os.path.join(folder, name)
+        with open(path + ".inp", encoding="utf-8", newline="") as f:
+            texts = f.read().split("\n__ggml_vocab_test__\n")
+        with open(path + ".out", encoding="utf-8") as f:
+            want = [[int(x) for x in line.split()] for line in f.read().split("\n")]
+        ours = dump_lines(dump, path, texts)
+        if isinstance(ours, str):
+            print(f"{name}: {ours[-120:]}")
+            continue
+        bad = [t for t, got, ids in zip(texts, ours, want) if got.get("ids") != ids and unicodedata.is_normalized("NFC", t)]
+        print(f"{name}: {len(texts)} strings, {len(bad)} differ {bad[:2] or ''}")
+        results.append(len(bad))
+    return results
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--dump", required=True)
@@ -206,13 +294,24 @@ def main():
     p.add_argument("--golden")
     p.add_argument("--pre", help="only this pipeline")
     p.add_argument("--count", type=int, default=20000)
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--folders", type=int, default=0)
+    p.add_argument("--vocabularies")
+    p.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     a = p.parse_args()
-    vocabularies = [from_gguf(a.gguf)] if a.gguf else [trained(pre) for pre in PIPELINES if a.pre in (None, pre)]
+    print(f"seed {a.seed}")
+    if a.gguf:
+        vocabularies = [from_gguf(a.gguf)]
+    else:
+        vocabularies = [trained(pre) for pre in PIPELINES if a.pre in (None, pre)]
     if a.golden:
         write_golden(vocabularies[0], a.golden)
-    failed = sum(compare(v, a.dump, a.count, a.seed) > 0 for v in vocabularies)
-    print(f"{len(vocabularies) - failed} passed, {failed} failed")
+    results = [compare(v, a.dump, a.count, a.seed) for v in vocabularies]
+    if a.folders:
+        results += compare_folders(a.dump, a.folders, max(a.count // 10, 50), a.seed)
+    if a.vocabularies:
+        results += compare_vocabularies(a.dump, a.vocabularies)
+    failed = sum(r > 0 for r in results)
+    print(f"{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
 
