@@ -59,7 +59,7 @@ programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
 # The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input run on it.
 sanitized:
 	@$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
-	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files)
+	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders)
 
 deps:
 	@bash tests/deps.sh
@@ -79,6 +79,7 @@ fixtures: base # committed expectations and tables, made again by the pinned ver
 	@$(VENV)/bin/python tests/peers/templates.py --dump $(BUILD)/tests/peers/templates_dump --golden tests/fixtures/templates.json
 	@$(VENV)/bin/python tests/peers/tokens.py --dump $(BUILD)/tests/peers/tokens_dump --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf \
 	    --golden tests/fixtures/tokens.json
+	@$(VENV)/bin/python tests/oracle/tokenizer_folders.py --out tests/fixtures/tokenizers
 	@$(VENV)/bin/python tests/peers/tables.py --golden tests/fixtures/tables.json
 	@bash tests/peers/llama_cpp.sh && $(VENV)/bin/python tests/oracle/families.py tests/fixtures/families
 	@$(VENV)/bin/python tests/oracle/gguf_families.py --fixtures cache/llama.cpp-9993 tests/fixtures/families

@@ -34,8 +34,8 @@ static bool is_alone(const char *text, size_t length, size_t *size) {
     return is_plain(text[0]) || is_later_mark(c);
 }
 
-// Ideographs may change, but compose with nothing before them: another place to begin a stretch, without which a Chinese
-// text would be one.
+// Ideographs may change, but compose with nothing before them: another place to begin a stretch, without which a
+// Chinese text would be one.
 static bool is_ideograph(const char *text, size_t length) {
     size_t size;
     uint32_t c = utf8_read(text, length, &size);

@@ -89,14 +89,15 @@ struct recipe {
     struct pool pool;                  // of what is not borrowed from the source
 };
 
-// Both refuse by name what the engine cannot do exactly. On failure there is nothing to free.
+// All refuse by name what the engine cannot do exactly. On failure there is nothing to free.
 int recipe_from_gguf(const struct vocab_source *source, struct recipe *out, struct error *err);
 // tokenizer.json of the folder; template, BOS, EOS and ends of turns from the files beside it.
 int recipe_from_folder(const struct vocab_source *source, struct recipe *out, struct error *err);
 void recipe_free(struct recipe *recipe); // zeroed struct is a no-op
 
-// The parts of recipe_from_folder. `path` of a tokenizer.json; `bytes` of one (for the fuzzer).
-int recipe_parse_json(const void *bytes, size_t length, const char *name, struct recipe *out, struct error *err);
+// source->json, with BOS, EOS and template of the source.
+int recipe_from_json(const struct vocab_source *source, struct recipe *out, struct error *err);
+// A tokenizer.json alone: part of recipe_from_folder.
 int recipe_read_json(const char *path, struct recipe *out, struct error *err);
 
 // --- what both fill in; -1 when there is no room

@@ -13,9 +13,11 @@ struct folder {
     struct error *err;
 };
 
-static bool has_file(const struct folder *f, const char *name) {
+// 1 when it is there, 0, or -1.
+static int has_file(const struct folder *f, const char *name) {
     char *path = path_join(f->path, name);
-    bool there = path && file_exists(path);
+    if (!path) return error_memory(f->err, "a file name", strlen(name));
+    bool there = file_exists(path);
     mem_free(path);
     return there;
 }
@@ -86,7 +88,8 @@ static int take_template_file(const struct folder *f, bool *wins) {
     text_free(&source);
     mem_free(path);
     char *more = path_join(f->path, "additional_chat_templates");
-    *wins |= more && file_is_folder(more);
+    if (!more) return error_memory(f->err, "a file name", strlen(f->path));
+    *wins |= file_is_folder(more);
     mem_free(more);
     return status;
 }
@@ -147,17 +150,21 @@ static int take_files(struct folder *f) {
 // Other files hold a tokenizer too; say so where there is no tokenizer.json.
 static int none(const struct folder *f) {
     static const char *const others[] = {"tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"};
-    for (size_t i = 0; i < COUNT_OF(others); i++)
-        if (has_file(f, others[i]))
+    for (size_t i = 0; i < COUNT_OF(others); i++) {
+        int there = has_file(f, others[i]);
+        if (there < 0) return -1;
+        if (there)
             return error_set(f->err, STATUS_DATA,
                              "%s: the tokenizer is in %s, which is not in this version; tokenizer.json is needed",
                              f->path, others[i]);
+    }
     return error_set(f->err, STATUS_NOINPUT, "%s: the base has no tokenizer (tokenizer.json is not there)", f->path);
 }
 
 int recipe_from_folder(const struct vocab_source *source, struct recipe *out, struct error *err) {
     struct folder f = {.path = source->folder, .recipe = out, .err = err};
-    if (!has_file(&f, "tokenizer.json")) return none(&f);
+    int there = has_file(&f, "tokenizer.json");
+    if (there <= 0) return there < 0 ? -1 : none(&f);
     char *path = path_join(f.path, "tokenizer.json");
     if (!path) return error_memory(err, "a file name", strlen(f.path));
     int status = recipe_read_json(path, out, err);

@@ -177,19 +177,21 @@ static int take_tokens(const struct vocab_source *s, struct recipe *r, struct er
 }
 
 static int load(const struct vocab_source *s, struct recipe *r, struct error *err) {
-    const char *model = s->model ? s->model : "(missing tokenizer.ggml.model)";
     int status;
-    if (strcmp(model, "gpt2") == 0)
+    if (!s->model || strcmp(s->model, "none") == 0)
+        return error_set(err, STATUS_NOINPUT, "%s: the base has no tokenizer (key 'tokenizer.ggml.model' is %s)",
+                         s->file, s->model ? "\"none\"" : "missing");
+    if (strcmp(s->model, "gpt2") == 0)
         status = byte_level(s, r, err);
-    else if (strcmp(model, "llama") == 0)
+    else if (strcmp(s->model, "llama") == 0)
         status = sentence_piece(s, r, err);
-    else if (strcmp(model, "gemma4") == 0)
+    else if (strcmp(s->model, "gemma4") == 0)
         status = gemma4(s, r, err);
     else
         status = error_set(err, STATUS_DATA,
                            "%s: the tokenizer model \"%.64s\" is not in this version; \"gpt2\" (byte-level BPE), "
                            "\"llama\" (SentencePiece) and \"gemma4\" are",
-                           s->file, model);
+                           s->file, s->model);
     if (status < 0 || take_tokens(s, r, err) < 0) return -1;
     if (check_id(s, "BOS", s->bos, err) < 0 || check_id(s, "EOS", s->eos, err) < 0) return -1;
     if (check_id(s, "EOT", s->eot, err) < 0 || check_id(s, "unknown", s->unk, err) < 0) return -1;

@@ -470,10 +470,24 @@ static int take_document(struct json_document *doc, const char *name, struct rec
     return status;
 }
 
-int recipe_parse_json(const void *bytes, size_t length, const char *name, struct recipe *out, struct error *err) {
-    struct json_options options = {.name = name, .max_values = MAX_VALUES};
+int recipe_from_json(const struct vocab_source *s, struct recipe *out, struct error *err) {
+    struct json_options options = {.name = s->file, .max_values = MAX_VALUES};
     struct json_document doc;
-    return json_parse(bytes, length, &options, &doc, err) < 0 ? -1 : take_document(&doc, name, out, err);
+    if (json_parse(s->json.bytes, s->json.length, &options, &doc, err) < 0 ||
+        take_document(&doc, s->file, out, err) < 0)
+        return -1;
+    int32_t last = (int32_t)out->n_tokens - 1;
+    if (s->bos > last || s->eos > last || s->eot > last) {
+        recipe_free(out);
+        return error_set(err, STATUS_DATA, "%s: BOS, EOS or EOT is outside the vocabulary of its tokenizer.json",
+                         s->file);
+    }
+    if (!out->adds_bos) out->bos = s->bos;
+    out->eos = s->eos;
+    out->chat_template = s->chat_template;
+    recipe_add_end(out, s->eos);
+    recipe_add_end(out, s->eot);
+    return 0;
 }
 
 int recipe_read_json(const char *path, struct recipe *out, struct error *err) {

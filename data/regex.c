@@ -119,8 +119,7 @@ int regex_find(const struct regex *regex, struct regex_scratch *scratch, const c
         rc = pcre2_match(regex->code, subject, length, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, scratch->data,
                          scratch->context);
     if (rc == PCRE2_ERROR_NOMATCH) return 0;
-    if (rc == PCRE2_ERROR_NOMEMORY || rc == PCRE2_ERROR_HEAPLIMIT)
-        return error_memory(err, "the pre-tokenizer", HEAP_LIMIT_KB * 1024);
+    if (rc == PCRE2_ERROR_NOMEMORY) return error_memory(err, "the pre-tokenizer", length);
     if (rc < 0)
         return error_set(err, STATUS_DATA, "byte %zu: the pre-tokenizer gave up on this text (PCRE2 error %d)", from,
                          rc);

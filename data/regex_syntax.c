@@ -245,10 +245,12 @@ static int interval(struct reader *r) {
         struct text inner = {0};
         text_append(&inner, text_str(r->out) + r->atom, r->out->length - r->atom);
         r->out->length = r->atom;
-        text_printf(r->out, "(?:%s%s)+", text_str(&inner), text_str(&repeat));
+        r->at++;
+        // Where nothing can follow, nothing is given back: possessive, so that a long run needs no memory of its steps.
+        bool last = r->depth == 0 && (r->at == r->length || peek(r, 0) == '|');
+        text_printf(r->out, "(?:%s%s)+%s", text_str(&inner), text_str(&repeat), last ? "+" : "");
         if (text_failed(&inner)) r->out->failed = true;
         text_free(&inner);
-        r->at++;
     } else {
         text_append(r->out, text_str(&repeat), repeat.length);
         if (next == '?') text_char(r->out, r->bytes[r->at++]);

@@ -112,7 +112,10 @@ static int check_rows(const struct tokenizer *t, struct error *err) {
 
 static int load(struct tokenizer *t, const struct vocab_source *source, struct error *err) {
     struct recipe *r = &t->recipe;
-    if ((source->folder ? recipe_from_folder(source, r, err) : recipe_from_gguf(source, r, err)) < 0) return -1;
+    int status = source->json.length ? recipe_from_json(source, r, err)
+                 : source->folder    ? recipe_from_folder(source, r, err)
+                                     : recipe_from_gguf(source, r, err);
+    if (status < 0) return -1;
     if (check_rows(t, err) < 0) return -1;
     if (!(t->bpe = bpe_open(r, err)) || !(t->normalizer = normalizer_open(r, err))) return -1;
     if (!(t->pretokenizer = pretokenizer_open(r, err))) return -1;

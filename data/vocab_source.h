@@ -24,6 +24,7 @@ struct vocab_string {
 struct vocab_source {
     const char *file;                  // where it came from, for messages
     const char *folder;                // with tokenizer.json and the like, where there is no vocabulary here; else NULL
+    struct vocab_string json;          // a whole tokenizer.json: stands for all up to merges; length 0 = none
     const char *model;                 // tokenizer.ggml.model: "gpt2", "llama", ...
     const char *pre;                   // tokenizer.ggml.pre: "smollm", "llama-bpe", ...; NULL when missing
     const struct vocab_string *tokens; // byte-level BPE: in GPT-2's byte-to-unicode spelling

@@ -76,6 +76,7 @@ int vocab_from_gguf(const struct gguf *g, const char *file, struct pool *pool, s
         gguf_get_text(g, "general.name", pool, &name, err) < 0)
         return -1;
     if (take_lists(g, pool, v, err) < 0) return -1;
+    if (gguf_get_string(g, "tokenizer.huggingface.json", &v->json, err) < 0) return -1;
     set_defaults(v);
     v->strips_after_special = name && is_phi3(name);
     if (take_ids(g, v, err) < 0) return -1;

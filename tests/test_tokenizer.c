@@ -231,8 +231,8 @@ TEST(refuses_what_it_cannot_do_exactly) {
     pool_free(&pool);
     const struct vocab_source good = vocabulary_make(&pool, "smollm");
     struct vocab_source s = good;
-    s.model = "llama", check_refused(&s, "\"llama\"");
-    s.model = NULL, check_refused(&s, "missing tokenizer.ggml.model");
+    s.model = "bert", check_refused(&s, "\"bert\"");
+    s.model = "llama", check_refused(&s, "tokenizer.ggml.scores");
     s = good, s.pre = "default", check_refused(&s, "\"default\"");
     s.pre = NULL, check_refused(&s, "missing tokenizer.ggml.pre");
     s.pre = "", check_refused(&s, "pre-tokenizer");

@@ -2,7 +2,7 @@
 
     tokenizer_folders.py --out tests/fixtures/tokenizers
 
-Writes one folder for each entry of FIXTURES: tokenizer.json, sometimes tokenizer_config.json, generation_config.json and
+Writes sentencepiece.json beside that folder (a vocabulary of the kind GGUF calls "llama", and cases), and in it one folder for each entry of FIXTURES: tokenizer.json, sometimes tokenizer_config.json, generation_config.json and
 chat_template.jinja, and cases.json: {"bos", "eos", "adds_bos", "ends", "size", "template", "cases": [[text, ids] or
 [text, ids, ids with special tokens as text]]}.  The ids come from tokenizers.Tokenizer.from_file (never from
 AutoTokenizer, which rebuilds some pipelines).  tests/peers/tokens.py imports `random_folder` and compares new ones in
@@ -182,6 +182,24 @@ def random_folder(rng):
     return part
 
 
+def sentence_piece(rng):
+    """A vocabulary as a GGUF of the "llama" kind has it, and tokenizer.json with the merges that transformers makes of such
+    scores: for a piece every pair of pieces that it can be cut into."""
+    size = rng.randrange(450, 900)
+    fixture = build(False, size, LEGACY, None, SPM_ADDED, start=SPM, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    vocab = fixture["model"]["vocab"]
+    pieces = sorted(vocab, key=vocab.get)
+    types = [2, 3, 3] + [6] * 256 + [1] * (len(pieces) - len(SPM))
+    order = list(range(len(pieces)))
+    rng.shuffle(order)  # not only the order in which they were learned
+    scores = [0.0 if i < len(SPM) else -float(order[i]) for i in range(len(pieces))]
+    normal = set(pieces[len(SPM):])
+    pairs = [(w[:k], w[k:]) for w in normal for k in range(1, len(w)) if w[:k] in normal and w[k:] in normal]
+    pairs.sort(key=lambda p: (-scores[vocab[p[0] + p[1]]], vocab[p[0]], vocab[p[1]]))
+    fixture["model"]["merges"] = [list(p) for p in pairs]
+    return {"model": "llama", "tokens": pieces, "types": types, "scores": scores, "merges": [], "add_space_prefix": True}, fixture
+
+
 def names_to_ids(value, reference, size):
     if isinstance(value, list):
         return [names_to_ids(v, reference, size) for v in value]
@@ -240,12 +258,19 @@ def main():
         fixture, files = make()
         reference = write(a.out / name, fixture, files)
         special = [e["content"] for e in fixture["added_tokens"]]
-        chosen = texts.GOLDEN + [f"a{t} b" for t in special] + [f" x {t}\n {t}y{t}" for t in special] + list(texts.strings(90, number, special))
+        chosen = texts.GOLDEN + [f"a{t} b" for t in special] + [f" x {t}\n {t}y{t}" for t in special] + list(texts.strings(90, number, special, TEXTS))
         chosen = [t for t in dict.fromkeys(chosen) if len(t) < 200]
         out = {**expectations(reference, files, fixture), "cases": [case(reference, t) for t in chosen]}
         lines = ",\n".join(json.dumps(c, ensure_ascii=False, separators=(",", ":")) for c in out.pop("cases"))
         text = json.dumps(out, ensure_ascii=False)[:-1] + ', "cases": [\n' + lines + "\n]}\n"
         (a.out / name / "cases.json").write_text(text, encoding="utf-8")
+    vocabulary, fixture = sentence_piece(random.Random(3))
+    reference = Tokenizer.from_str(json.dumps(fixture))
+    del vocabulary["merges"]
+    chosen = [t for t in dict.fromkeys(texts.GOLDEN + list(texts.strings(90, 5, ["<s>", "</s>"], TEXTS))) if len(t) < 200]
+    lines = ",\n".join(json.dumps(case(reference, t), ensure_ascii=False, separators=(",", ":")) for t in chosen)
+    text = json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":"))[:-1] + ', "cases": [\n' + lines + "\n]}\n"
+    (a.out.parent / "sentencepiece.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

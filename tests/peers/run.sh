@@ -49,7 +49,7 @@ for suite in "${suites[@]}"; do
     arguments=()
     case $suite in
     quants) arguments=(--dump "$dumps/quants_dump") ;;
-    tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000) ;;
+    tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000 --folders 60) ;;
     templates) arguments=(--dump "$dumps/templates_dump" --count 3000) ;;
     quantized) arguments=(--graft "${BUILD:-build}/graft") ;;
     families) arguments=(--dump "$dumps/families_dump" --llama-cpp cache/llama.cpp-9993) ;;

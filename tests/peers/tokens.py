@@ -69,9 +69,9 @@ ATOMS = (["'s", "'T", "'Re", "'LL", "ſ", "'ſ", " ", "  ", "\n", "\r\n", "\r", 
           "A", "Ab", "aB", "ABC", "ǅ", "ʰ", "ª", "中", "の", "ア", "한", "ࠀ", "é", "ß", "İ", "😀", "\u200d", "\ufe0f", "x" * 60, "ab" * 40, "=" * 70, " " * 100])
 
 
-def strings(count, seed, special):
+def strings(count, seed, special, sources=None):
     rng = random.Random(seed)
-    sources = SAMPLES + [open(__file__, encoding="utf-8").read()]
+    sources = sources or SAMPLES + [open(__file__, encoding="utf-8").read()]
     yield from ["", " ", "\n", "\n\n", "a", "\x00", "'", "<|im_start|>", "<|im_start|>user\nHi<|im_end|>\n"]
     ranges = [(0, 0x7f), (0x80, 0x24f), (0x250, 0x5ff), (0x600, 0x1fff), (0x2000, 0x2bff), (0x3000, 0x9fff), (0xa000, 0xd7ff),
               (0xe000, 0xffff), (0x10000, 0x1ffff), (0x20000, 0x10ffff)]
@@ -268,6 +268,32 @@ def compare_folders(dump, number, count, seed):
     return results
 
 
+def compare_scores(dump, number, count, seed):
+    """SentencePiece vocabularies with scores, as GGUF has them, beside the reference with the same as a list of merges."""
+    import tokenizer_folders
+    results = []
+    for i in range(number):
+        vocabulary, fixture = tokenizer_folders.sentence_piece(random.Random(f"scores {seed} {i}"))
+        reference = Tokenizer.from_str(json.dumps(fixture))
+        texts = list(strings(count, seed + i, ["<s>", "</s>", "<unk>"]))
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "vocabulary.json")
+            with open(path, "w", encoding="utf-8") as f:
+                json.dump(vocabulary, f, ensure_ascii=False)
+            ours = dump_lines(dump, path, texts)
+        if isinstance(ours, str):
+            print(f"  we refuse it: {ours}", file=sys.stderr)
+            results.append(1)
+            continue
+        want = [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
+        bad = [(t, g.get("ids"), w) for t, g, w in zip(texts, ours, want) if g.get("ids") != w]
+        for text, got, ids in bad[:3]:
+            print(f"  differs: {text!r}\n    ours {got}\n    ref  {ids}"[:2000], file=sys.stderr)
+        print(f"scores {i}: {len(texts)} strings, {sum(map(len, want))} ids, {len(bad)} differ")
+        results.append(len(bad))
+    return results
+
+
 def compare_vocabularies(dump, folder):
     """llama.cpp's own vocabulary files. Its normalisation is none; where the model's own tokenizer has NFC, so have we."""
     results = []
@@ -308,6 +334,7 @@ def main():
     results = [compare(v, a.dump, a.count, a.seed) for v in vocabularies]
     if a.folders:
         results += compare_folders(a.dump, a.folders, max(a.count // 10, 50), a.seed)
+        results += compare_scores(a.dump, 1 + a.folders // 10, max(a.count // 10, 50), a.seed)
     if a.vocabularies:
         results += compare_vocabularies(a.dump, a.vocabularies)
     failed = sum(r > 0 for r in results)

@@ -1,8 +1,8 @@
 // Encodes strings for tests/peers/tokens.py: reads a vocabulary and JSON strings, one a line, from standard input;
 // writes one object a line: {"ids": [...], "plain": [...] (control tokens as text), "decoded": text} or {"error":
 // text}. Spans are checked on the way. The vocabulary, named on the command line: a GGUF file, a folder with
-// tokenizer.json, or a JSON file {model, pre, tokens, types, merges}. With --info instead of strings: what the
-// tokenizer says of itself. With
+// tokenizer.json, or a JSON file {model, pre, tokens, types, merges, scores, add_space_prefix}. With --info instead of
+// strings: what the tokenizer says of itself. With
 // --speed FILE: the rate at which it encodes the lines of the file, in bytes a second.
 #include "data/json.h"
 #include "data/tokenizer.h"
@@ -44,6 +44,17 @@ static struct vocab_source read_source(struct json_document *doc, struct pool *p
     }
     if (i != s.n_tokens) fail("the vocabulary has not as many types as tokens");
     s.types = types;
+    const struct json *list = json_get(doc->root, "scores");
+    float *scores = pool_array(pool, s.n_tokens + 1, sizeof *scores);
+    if (list && (!scores || json_count(list) != s.n_tokens)) fail("the vocabulary has not as many scores as tokens");
+    i = 0;
+    for (const struct json *v = json_child(list); v; v = json_next(v)) {
+        double score = 0;
+        json_double(v, &score);
+        scores[i++] = (float)score;
+    }
+    s.scores = list ? scores : NULL;
+    json_bool(json_get(doc->root, "add_space_prefix"), &s.add_space_prefix);
     return s;
 }
 
