@@ -231,6 +231,10 @@ TEST(hostile_shards) {
     refused(s.folder, STATUS_DATA, "is not in " SECOND);
     write_index(&s, half, SECOND, FIRST, -1, NULL);
     refused(s.folder, STATUS_DATA, "is not in ");
+    char index[600];
+    snprintf(index, sizeof index, "%s/model.safetensors.index.json", s.folder);
+    CHECK(file_replace(index, "{\"weight_map\": []}", 18, NULL) == 0);
+    refused(s.folder, STATUS_DATA, "index.json: key 'weight_map'");
     write_index(&s, half, FIRST, SECOND, -1, NULL);
     write_shard(&s, SECOND, half, n, 0); // in both
     refused(s.folder, STATUS_DATA, "tensors, the files hold");
