@@ -31,7 +31,8 @@ const char *adapter_part_name(enum adapter_part part) {
 
 int adapter_add_part(struct adapter *adapter, struct adapter_module *m, enum adapter_part part, struct error *err) {
     struct adapter_shape s = adapter_part_shape(m, part);
-    m->part[part] = pool_array(&adapter->pool, (uint64_t)(s.rows * s.cols), sizeof *m->part[part]);
+    uint64_t numbers = adapter->outline ? 1 : (uint64_t)(s.rows * s.cols);
+    m->part[part] = pool_array(&adapter->pool, numbers, sizeof *m->part[part]);
     if (m->part[part]) return 0;
     return error_memory(err, m->module->hf_name, (size_t)(s.rows * s.cols) * sizeof *m->part[part]);
 }

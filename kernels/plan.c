@@ -208,7 +208,7 @@ static void place(struct program *p, const struct order *order, uint32_t *placed
 
 // In what order requests are placed; no order is best for every program, so all are tried and the lowest top wins.
 enum packing { BY_SIZE, BY_AREA, BY_LIFETIME, PACKINGS };
-enum { PACKING_ROUNDS = 24 };
+enum { PACKING_ROUNDS = 24, PACKING_WORK = 1 << 28 }; // comparisons of a search; large programs get fewer rounds
 
 static uint64_t importance(const struct request *r, enum packing packing) {
     uint64_t lifetime = (uint64_t)(r->last - r->first) + 1;
@@ -245,9 +245,10 @@ static void promote_highest(const struct program *p, struct order *order) {
 
 static void search(struct program *p, size_t base, struct order *order, struct order *best, uint32_t *placed) {
     size_t top = SIZE_MAX;
+    uint64_t work = (uint64_t)p->count * p->count * PACKINGS, rounds = PACKING_WORK / (work + 1) + 1;
     for (enum packing k = BY_SIZE; k < PACKINGS; k++) {
         sort_by(p, k, order);
-        for (int round = 0; round < PACKING_ROUNDS; round++) {
+        for (int round = 0; round < PACKING_ROUNDS && (uint64_t)round < rounds; round++) {
             size_t now = try_order(p, order, placed, base);
             if (now < top) {
                 top = now;

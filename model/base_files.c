@@ -160,9 +160,7 @@ static int open_folder(struct base *b, struct error *err) {
         if (!b->shards)
             status = error_memory(err, "the base", sizeof *b->shards);
         else if (!file_exists(single))
-            status = error_set(err, STATUS_NOINPUT,
-                               "%s: has a config.json, but neither model.safetensors nor model.safetensors.index.json",
-                               b->folder);
+            b->kind = BASE_SHAPES;
         else
             status = open_shard(b, "model.safetensors", err);
     }

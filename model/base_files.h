@@ -34,7 +34,8 @@ struct base {
     struct pool pool;
 };
 
-// `path`: a .gguf (the first of its parts, or any), a .safetensors, a folder, or a config.json. Errors: 66 missing, 65
+// `path`: a .gguf (the first of its parts, or any), a .safetensors, a folder, or a config.json. A folder that has a
+// config.json but neither model.safetensors nor its index is shapes alone, like the config.json. Errors: 66 missing, 65
 // malformed: parts that do not belong together, an index that names a tensor or a file that is not there.
 int base_open(const char *path, struct base *out, struct error *err);
 void base_close(struct base *base); // zeroed struct is a no-op

@@ -255,6 +255,14 @@ bool model_has_weights(const struct model *m) {
     return m->base && m->base->kind != BASE_SHAPES;
 }
 
+int model_require_weights(const struct model *m, struct error *err) {
+    if (model_has_weights(m)) return 0;
+    return error_set(err, STATUS_NOINPUT,
+                     "%s: has a config.json, but neither model.safetensors nor model.safetensors.index.json: "
+                     "`graft plan` can do with that, everything else needs the weights",
+                     m->path);
+}
+
 int64_t module_file_row(const struct module *m, int64_t hf_row) {
     for (int i = 0; i < m->n_parts; i++) {
         const struct module_part *p = &m->parts[i];

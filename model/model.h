@@ -97,6 +97,8 @@ struct model {
 int model_open(const char *path, const char *given, struct model *out, struct error *err);
 void model_close(struct model *model);             // zeroed struct is a no-op
 bool model_has_weights(const struct model *model); // false: a config.json alone
+// 66 when there are none, saying what can be done without.
+int model_require_weights(const struct model *model, struct error *err);
 
 // The row, in the order of the file's parts one after another, that holds HF row `row` of a module.
 int64_t module_file_row(const struct module *module, int64_t hf_row);

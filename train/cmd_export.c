@@ -54,6 +54,7 @@ int command_export(int argc, char **argv, struct error *err) {
         !out ? error_memory(err, "a path", strlen(argv[0]))
              : adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf", &pool, &base, err);
     failed = failed || base_source_open(&base.source, cpu_count_available(), &model, err) ||
+             model_require_weights(&model, err) ||
              adapter_read(argv[0], &model, &adapter, err) || export_to(to, type ? type : "f16", &adapter, out, err);
     if (!failed) printf("%s\n", out);
     adapter_free(&adapter);
@@ -152,6 +153,10 @@ static int check_base(const struct adapter_base *base, const char *adapter, stru
     char hex[2 * SHA256_BYTES + 1];
     if (!base->header_sha256) return 0;
     if (base_source_open(&base->source, cpu_count_available(), &model, err)) return -1;
+    if (model_require_weights(&model, err)) {
+        model_close(&model);
+        return -1;
+    }
     sha256_hex(model.header_sha256, hex);
     model_close(&model);
     if (strcmp(hex, base->header_sha256) == 0) return 0;

@@ -2,6 +2,7 @@
 #include "data/json.h"
 #include "train/command.h"
 #include "train/forecast.h"
+#include "train/shape_plan.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -138,30 +139,52 @@ static void plan_text(const struct trainer *t, const struct forecast *f, struct 
     text_printf(out, "  %-12s %9.1f MiB\n", "peak", (double)(t->session.host_bytes + plan_arena_bytes(plan)) / 1048576);
 }
 
+static int plan_shapes(const struct run_config *config, bool json, struct error *err) {
+    struct shape_plan plan;
+    struct text out = {0};
+    if (shape_plan_make(config, &plan, err)) return -1;
+    if (json)
+        shape_plan_json(&plan, &out);
+    else
+        shape_plan_text(&plan, &out);
+    shape_plan_free(&plan);
+    int failed = print_result(&out, err);
+    text_free(&out);
+    return failed;
+}
+
+static int plan_files(const struct run_config *config, bool json, struct error *err) {
+    struct trainer_options train = {.command = "graft plan"};
+    struct text out = {0};
+    struct forecast forecast = {0};
+    struct trainer *t = mem_zalloc(1, sizeof *t);
+    if (!t) return error_memory(err, "the trainer", sizeof *t);
+    int failed = trainer_prepare(config, &train, t, err);
+    if (!failed) {
+        t->session.host_bytes = memory_held();
+        failed = plan_seal(t->session.device.plan, err) || forecast_run(t, &forecast, err);
+    }
+    if (!failed) {
+        if (json)
+            plan_json(t, &forecast, &out);
+        else
+            plan_text(t, &forecast, &out);
+        failed = print_result(&out, err);
+    }
+    trainer_close(t);
+    mem_free(t);
+    text_free(&out);
+    return failed ? -1 : 0;
+}
+
 int command_plan(int argc, char **argv, struct error *err) {
     struct option options[] = {{.name = "--json"}};
     struct run_config config = {0};
+    bool shapes = false;
     if (options_parse(&argc, argv, options, 1, err) || config_from_arguments(argc, argv, &config, err)) return -1;
-    struct trainer_options train = {.command = "graft plan"};
-    struct text out = {0};
-    struct trainer *t = mem_zalloc(1, sizeof *t);
-    int failed = t ? trainer_prepare(&config, &train, t, err) : error_memory(err, "the trainer", sizeof *t);
-    if (!failed) {
-        t->session.host_bytes = memory_held();
-        failed = plan_seal(t->session.device.plan, err);
-        struct forecast forecast = {0};
-        if (!failed) failed = forecast_run(t, &forecast, err);
-        if (!failed) {
-            if (option_flag(options, "--json"))
-                plan_json(t, &forecast, &out);
-            else
-                plan_text(t, &forecast, &out);
-            failed = print_result(&out, err);
-        }
-    }
-    if (t) trainer_close(t);
-    mem_free(t);
-    text_free(&out);
+    bool json = option_flag(options, "--json");
+    int failed = shape_plan_applies(config.base_model, &shapes, err);
+    if (!failed) failed = shapes ? plan_shapes(&config, json, err) : plan_files(&config, json, err);
     config_free(&config);
-    return failed;
+    return failed ? -1 : 0;
 }

@@ -55,9 +55,7 @@ struct wanted {
 };
 
 // lora_modules_to_save and peft_trainable_token_indices.
-static int mark_ends(const struct trainer *t, struct wanted *out, struct error *err) {
-    const struct run_config *c = t->config;
-    const struct model *model = &t->session.model;
+static int mark_ends(const struct run_config *c, const struct model *model, struct wanted *out, struct error *err) {
     for (size_t k = 0; k < c->lora_modules_to_save.count; k++) {
         const char *name = c->lora_modules_to_save.items[k];
         bool found = false;
@@ -98,9 +96,8 @@ static int mark_ends(const struct trainer *t, struct wanted *out, struct error *
     return 0;
 }
 
-static int read_wanted(const struct trainer *t, struct pool *pool, struct wanted *out, struct error *err) {
-    const struct run_config *c = t->config;
-    const struct model *model = &t->session.model;
+static int read_wanted(const struct run_config *c, const struct model *model, struct pool *pool, struct wanted *out,
+                       struct error *err) {
     struct target_options targets = {.regex = c->lora_target_modules.regex,
                                      .names = c->lora_target_modules.names.items,
                                      .n_names = c->lora_target_modules.names.count,
@@ -121,7 +118,7 @@ static int read_wanted(const struct trainer *t, struct pool *pool, struct wanted
         return error_memory(err, "adapter targets", all);
     if (out->any && targets_select(model, &targets, ids, &out->n, err)) return -1;
     for (int i = 0; i < out->n; i++) out->adapted[ids[i]] = true;
-    if (mark_ends(t, out, err)) return -1;
+    if (mark_ends(c, model, out, err)) return -1;
     for (size_t i = 0; i < all; i++) {
         out->ranks[i] = c->lora_r, out->alphas[i] = c->lora_alpha;
         if (!out->any && !out->saved[i]) out->adapted[i] = true;
@@ -133,49 +130,57 @@ static int read_wanted(const struct trainer *t, struct pool *pool, struct wanted
 }
 
 // What is trained in place of the base begins as the base.
-static int copy_base(struct trainer *t, const struct module *module, struct adapter_module *m, bool whole,
+static int copy_base(struct adapter *adapter, const struct config_ints *ids, struct adapter_module *m, bool whole,
                      struct error *err) {
-    const struct config_ints *ids = &t->config->peft_trainable_token_indices;
+    const struct module *module = m->module;
     const struct weight *w = module->parts[0].w;
     if (whole) {
-        if (adapter_add_part(&t->adapter, m, ADAPTER_FULL, err)) return -1;
-        for (int64_t i = 0; i < module->out; i++) weight_decode(w, i, 0, module->in, m->full + i * module->in);
+        if (adapter_add_part(adapter, m, ADAPTER_FULL, err)) return -1;
+        for (int64_t i = 0; i < module->out && !adapter->outline; i++)
+            weight_decode(w, i, 0, module->in, m->full + i * module->in);
         return 0;
     }
     int32_t *list = mem_alloc(ids->count * sizeof *list);
     if (!list) return error_memory(err, "token rows", ids->count * sizeof *list);
     for (size_t i = 0; i < ids->count; i++) list[i] = (int32_t)ids->items[i];
-    int failed = adapter_set_rows(&t->adapter, m, list, (int)ids->count, err);
-    for (size_t i = 0; i < ids->count && !failed; i++)
+    int failed = adapter_set_rows(adapter, m, list, (int)ids->count, err);
+    for (size_t i = 0; i < ids->count && !failed && !adapter->outline; i++)
         weight_decode(w, list[i], 0, module->in, m->rows + (int64_t)i * module->in);
     mem_free(list);
     return failed;
 }
 
 // A new adapter on the modules that the configuration selects, each with its own rank and alpha.
-static int build_adapter(struct trainer *t, const struct wanted *want, struct error *err) {
-    const struct run_config *c = t->config;
-    const struct model *model = &t->session.model;
-    if (adapter_begin(model, want->n, &t->adapter, err)) return -1;
+static int build_adapter(const struct run_config *c, const struct model *model, const struct wanted *want, bool outline,
+                         struct adapter *adapter, struct error *err) {
+    if (adapter_begin(model, want->n, adapter, err)) return -1;
+    adapter->outline = outline;
+    adapter->r = (int)c->lora_r;
+    adapter->alpha = (float)c->lora_alpha;
+    adapter->rslora = c->peft_use_rslora;
     for (int i = 0; i < model->n_modules; i++) {
         const struct module *module = &model->modules[i];
         bool bare = want->saved[i] || want->rows[i];
         struct adapter_module *m;
-        if (want->adapted[i] && adapter_add(&t->adapter, module, (int)want->ranks[i], (float)want->alphas[i], err)) {
+        if (want->adapted[i] && adapter_add(adapter, module, (int)want->ranks[i], (float)want->alphas[i], err))
             return -1;
-        }
-        if (bare && (adapter_add_bare(&t->adapter, module, &m, err) || copy_base(t, module, m, want->saved[i], err))) {
+        if (bare && (adapter_add_bare(adapter, module, &m, err) ||
+                     copy_base(adapter, &c->peft_trainable_token_indices, m, want->saved[i], err))) {
             return -1;
         }
     }
-    static const enum lora_init inits[] = {[CONFIG_INIT_KAIMING] = LORA_INIT_KAIMING,
-                                           [CONFIG_INIT_GAUSSIAN] = LORA_INIT_GAUSSIAN,
-                                           [CONFIG_INIT_RANDOM] = LORA_INIT_RANDOM};
-    t->adapter.r = (int)c->lora_r;
-    t->adapter.alpha = (float)c->lora_alpha;
-    t->adapter.rslora = c->peft_use_rslora;
-    lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
     return 0;
+}
+
+int outline_adapter(const struct run_config *c, const struct model *model, struct adapter *out, struct error *err) {
+    struct pool pool = {0};
+    struct wanted want;
+    *out = (struct adapter){0};
+    int failed = read_wanted(c, model, &pool, &want, err) || build_adapter(c, model, &want, true, out, err);
+    pool_free(&pool);
+    out->dropout = (float)c->lora_dropout;
+    if (failed) adapter_free(out);
+    return failed ? -1 : 0;
 }
 
 // An adapter that exists says itself where it sits; a configuration that says something else is a mistake.
@@ -226,17 +231,22 @@ static int check_dropout(const struct adapter *adapter, struct error *err) {
 }
 
 int trainer_make_adapter(struct trainer *t, struct error *err) {
-    const char *folder = t->config->lora_model_dir;
+    static const enum lora_init inits[] = {[CONFIG_INIT_KAIMING] = LORA_INIT_KAIMING,
+                                           [CONFIG_INIT_GAUSSIAN] = LORA_INIT_GAUSSIAN,
+                                           [CONFIG_INIT_RANDOM] = LORA_INIT_RANDOM};
+    const struct run_config *c = t->config;
+    const struct model *model = &t->session.model;
     struct pool pool = {0};
     struct wanted want;
-    int failed = read_wanted(t, &pool, &want, err);
-    if (!failed && folder)
-        failed = adapter_read(folder, &t->session.model, &t->adapter, err) || compare_adapter(t, &want, err);
+    int failed = read_wanted(c, model, &pool, &want, err);
+    if (!failed && c->lora_model_dir)
+        failed = adapter_read(c->lora_model_dir, model, &t->adapter, err) || compare_adapter(t, &want, err);
     else if (!failed)
-        failed = build_adapter(t, &want, err);
+        failed = build_adapter(c, model, &want, false, &t->adapter, err);
     pool_free(&pool);
     if (failed) return -1;
-    t->adapter.dropout = (float)t->config->lora_dropout;
+    if (!c->lora_model_dir) lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
+    t->adapter.dropout = (float)c->lora_dropout;
     t->adapter.base_name = base_name(t);
     return check_dropout(&t->adapter, err);
 }

@@ -30,6 +30,10 @@ int session_open(const struct session_options *options, struct session *out, str
     *out = (struct session){.options = *options};
     out->threads = options->threads > 0 ? options->threads : cpu_count_available();
     if (base_source_open(&options->base, out->threads, &out->model, err)) return -1;
+    if (!options->no_weights && model_require_weights(&out->model, err)) {
+        session_close(out);
+        return -1;
+    }
     out->tokenizer = tokenizer_open(&out->model.vocab, &out->no_tokenizer);
     if (out->tokenizer || out->no_tokenizer.code != STATUS_MEMORY) return 0;
     error_set(err, out->no_tokenizer.code, "%s", out->no_tokenizer.text);

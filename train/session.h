@@ -14,6 +14,7 @@ struct session_options {
     struct base_source base;
     enum dtype dtype; // of activations
     int threads;      // 0 = all
+    bool no_weights;  // they are not needed: a base that is a config.json alone will do
     bool late;        // tests: the queued backend (GRAFT_BACKEND=late)
 };
 
@@ -41,7 +42,7 @@ enum dtype session_dtype(enum config_precision precision, struct text *notice);
 // GRAFT_BACKEND=late, for tests.
 bool session_wants_late(void);
 // Finds the base, quantises it where asked, reads its headers and its tokenizer; a base without one is no error, for
-// rows of tokens need none.
+// rows of tokens need none. Errors: those of base_source_open; 66 shapes alone, unless options say no_weights.
 int session_open(const struct session_options *options, struct session *out, struct error *err);
 // An error unless there is a tokenizer: what the base lacks, and `what`, a sentence's part that says who needs it.
 int session_needs_text(const struct session *session, const char *what, struct error *err);
