@@ -50,7 +50,7 @@ struct adapter {
     int r;                     // of most modules; a module's own stand in its row
     float alpha, dropout;
     bool rslora;
-    bool outline; // for plans: shapes without numbers; no part may be read
+    bool outline;                   // for plans: shapes without numbers; no part may be read
     struct adapter_module *modules; // ordered by module id
     int n_modules;
     const char *base_name; // base_model_name_or_path

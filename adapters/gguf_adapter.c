@@ -128,10 +128,11 @@ int gguf_adapter_check(const struct adapter *adapter, struct error *err) {
     int ignored;
     const char *first = gguf_adapter_ignored(adapter, &ignored);
     if (first)
-        return error_set(err, STATUS_DATA,
-                         "llama.cpp would load the adapters of %s%s and ignore them, as its %s graph multiplies by these "
-                         "weights directly: serve the PEFT folder, or train without them (lora_target_modules)",
-                         first, ignored > 1 ? " and others" : "", adapter->model->arch.family);
+        return error_set(
+            err, STATUS_DATA,
+            "llama.cpp would load the adapters of %s%s and ignore them, as its %s graph multiplies by these "
+            "weights directly: serve the PEFT folder, or train without them (lora_target_modules)",
+            first, ignored > 1 ? " and others" : "", adapter->model->arch.family);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
         const char *what = m->full   ? "a module that is trained whole (lora_modules_to_save)"

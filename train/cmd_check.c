@@ -18,7 +18,8 @@ struct check {
 
 static int open_all(struct check *c, struct error *err) {
     const struct run_config *config = c->config;
-    struct session_options options = {.base = base_source_of(config), .dtype = DTYPE_F32, .threads = 1, .no_weights = true};
+    struct session_options options = {
+        .base = base_source_of(config), .dtype = DTYPE_F32, .threads = 1, .no_weights = true};
     if (lint_check_names(config->lint_waive.items, config->lint_waive.count, err)) return -1;
     if (session_open(&options, &c->session, err)) return -1;
     if (session_read_data(&c->session, config, &config->datasets, config->sequence_len, &c->data, err)) return -1;

@@ -54,8 +54,8 @@ int command_export(int argc, char **argv, struct error *err) {
         !out ? error_memory(err, "a path", strlen(argv[0]))
              : adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf", &pool, &base, err);
     failed = failed || base_source_open(&base.source, cpu_count_available(), &model, err) ||
-             model_require_weights(&model, err) ||
-             adapter_read(argv[0], &model, &adapter, err) || export_to(to, type ? type : "f16", &adapter, out, err);
+             model_require_weights(&model, err) || adapter_read(argv[0], &model, &adapter, err) ||
+             export_to(to, type ? type : "f16", &adapter, out, err);
     if (!failed) printf("%s\n", out);
     adapter_free(&adapter);
     model_close(&model);

@@ -36,10 +36,10 @@ static int open_shapes(const struct run_config *c, struct shape_plan *p, struct 
     if (c->base_must_be_quantised)
         return error_set(err, STATUS_CONFIG, "adapter: qlora needs load_in_4bit: true for %s, whose weights are bf16",
                          c->base_model);
-    p->storage = c->load_in_8bit                                      ? STORAGE_INT8
+    p->storage = c->load_in_8bit                                   ? STORAGE_INT8
                  : c->load_in_4bit && c->bnb_4bit_use_double_quant ? STORAGE_NF4_DOUBLE
-                 : c->load_in_4bit                                    ? STORAGE_NF4
-                                                                      : STORAGE_BF16;
+                 : c->load_in_4bit                                 ? STORAGE_NF4
+                                                                   : STORAGE_BF16;
     base_sizes_count(&s->model, &p->base);
     return 0;
 }
