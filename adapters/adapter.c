@@ -16,6 +16,8 @@ struct adapter_shape adapter_part_shape(const struct adapter_module *m, enum ada
     switch (part) {
     case ADAPTER_A: return (struct adapter_shape){experts * m->r, module->in};
     case ADAPTER_B: return (struct adapter_shape){experts * module->out, m->r};
+    case ADAPTER_MAGNITUDE:
+    case ADAPTER_BIAS: return (struct adapter_shape){1, module->out};
     case ADAPTER_FULL: return (struct adapter_shape){module->out, module->in};
     case ADAPTER_ROWS: return (struct adapter_shape){m->n_rows, module->in};
     case ADAPTER_PARTS: break;
@@ -25,7 +27,8 @@ struct adapter_shape adapter_part_shape(const struct adapter_module *m, enum ada
 
 const char *adapter_part_name(enum adapter_part part) {
     static const char *const names[] = {
-        [ADAPTER_A] = "lora_A", [ADAPTER_B] = "lora_B", [ADAPTER_FULL] = "weight", [ADAPTER_ROWS] = "rows"};
+        [ADAPTER_A] = "lora_A",  [ADAPTER_B] = "lora_B",    [ADAPTER_MAGNITUDE] = "magnitude",
+        [ADAPTER_BIAS] = "bias", [ADAPTER_FULL] = "weight", [ADAPTER_ROWS] = "rows"};
     return names[part];
 }
 
@@ -56,6 +59,12 @@ int adapter_add_bare(struct adapter *adapter, const struct module *module, struc
     *out = &adapter->modules[adapter->n_modules++];
     **out = (struct adapter_module){.module = module, .alpha = 1};
     return 0;
+}
+
+bool adapter_has_bias(const struct module *module) {
+    for (int i = 0; i < module->n_parts; i++)
+        if (!module->parts[i].bias) return false;
+    return true;
 }
 
 int adapter_set_rows(struct adapter *adapter, struct adapter_module *m, const int32_t *ids, int n, struct error *err) {

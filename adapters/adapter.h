@@ -7,10 +7,12 @@
 
 // The parameters that a module's adapter may consist of.
 enum adapter_part {
-    ADAPTER_A,    // (experts r, in)
-    ADAPTER_B,    // (experts out, r), base file's row order
-    ADAPTER_FULL, // (out, in): embedding or head, trained whole in place of the base's
-    ADAPTER_ROWS, // (n_rows, in): embedding, in place of the rows of row_ids (also in a head that is tied to it)
+    ADAPTER_A,         // (experts r, in)
+    ADAPTER_B,         // (experts out, r), base file's row order
+    ADAPTER_MAGNITUDE, // (1, out): DoRA, of a plain linear; base file's row order
+    ADAPTER_BIAS,      // (1, out): in place of the base's bias; base file's row order
+    ADAPTER_FULL,      // (out, in): embedding or head, trained whole in place of the base's
+    ADAPTER_ROWS,      // (n_rows, in): embedding, in place of the rows of row_ids (also in a head that is tied to it)
     ADAPTER_PARTS
 };
 struct adapter_module {
@@ -22,7 +24,7 @@ struct adapter_module {
     union {           // NULL: it has none
         float *part[ADAPTER_PARTS];
         struct {
-            float *a, *b, *full, *rows;
+            float *a, *b, *magnitude, *bias, *full, *rows;
         };
     };
 };
@@ -50,8 +52,10 @@ struct adapter {
     int r;                     // of most modules; a module's own stand in its row
     float alpha, dropout;
     bool rslora;
-    bool outline;                   // for plans: shapes without numbers; no part may be read
-    struct adapter_module *modules; // ordered by module id
+    bool outline;                                                 // for plans: shapes without numbers; no part may be read
+    bool dora;                                                    // modules have magnitudes
+    enum adapter_biases { BIASES_NONE, BIASES_LORA_ONLY } biases; // those of adapted linears are trained
+    struct adapter_module *modules;                               // ordered by module id
     int n_modules;
     const char *base_name; // base_model_name_or_path
     struct pool pool;      // owns arrays and strings
@@ -73,6 +77,8 @@ int adapter_add(struct adapter *adapter, const struct module *module, int r, flo
 // The same without A and B: parts follow.
 int adapter_add_bare(struct adapter *adapter, const struct module *module, struct adapter_module **out,
                      struct error *err);
+// Has the base a bias on every part of the module? (A fused one with some of them cannot be replaced.)
+bool adapter_has_bias(const struct module *module);
 // Rows of the embedding that are trained in place of the base's, zeroed.
 int adapter_set_rows(struct adapter *adapter, struct adapter_module *m, const int32_t *ids, int n, struct error *err);
 // A module's row, NULL where the adapter leaves it alone.

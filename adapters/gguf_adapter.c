@@ -135,9 +135,11 @@ int gguf_adapter_check(const struct adapter *adapter, struct error *err) {
             first, ignored > 1 ? " and others" : "", adapter->model->arch.family);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
-        const char *what = m->full   ? "a module that is trained whole (lora_modules_to_save)"
-                           : m->rows ? "trained token rows"
-                                     : NULL;
+        const char *what = m->full        ? "a module that is trained whole (lora_modules_to_save)"
+                           : m->rows      ? "trained token rows"
+                           : m->magnitude ? "DoRA's magnitudes"
+                           : m->bias      ? "a trained bias"
+                                          : NULL;
         if (!what && m->module->layer < 0 && adapter->model->arch.tied)
             what = "an adapter on embedding or head where these are one matrix";
         if (what)

@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 int64_t lora_offset(const struct lora *lora, int index, enum adapter_part part) {
@@ -90,6 +91,65 @@ static struct tensor matrix(const struct lora *lora, struct tensor flat, int ind
     return tensor_present(&row) ? tensor_view(row, 0, s.rows, s.cols) : row;
 }
 
+// Where the norms of module `index` stand among all of them; n_modules: how many there are.
+static int64_t norms_begin(const struct adapter *adapter, int index) {
+    int64_t at = 0;
+    for (int i = 0; i < index; i++) at += adapter_part_size(&adapter->modules[i], ADAPTER_MAGNITUDE);
+    return at;
+}
+
+static int norms_of_part(struct lora *lora, int index, const struct module_part *part, bool squares,
+                         struct error *err) {
+    const struct adapter_module *m = &lora->adapter->modules[index];
+    int64_t begin = norms_begin(lora->adapter, index) + part->first_row;
+    struct tensor b = matrix(lora, lora->params, index, ADAPTER_B);
+    struct tensor base = tensor_view(lora->squares, begin, 1, part->rows),
+                  norms = tensor_view(lora->norms, begin, 1, part->rows);
+    struct op_call call = {.op = OP_ROW_NORMS,
+                           .in = {squares ? (struct tensor){0} : base},
+                           .out = {squares ? base : norms},
+                           .p.row_norms = {.w = part->w,
+                                           .a = matrix(lora, lora->params, index, ADAPTER_A),
+                                           .b = tensor_rows(b, part->first_row, part->first_row + part->rows),
+                                           .scale = adapter_scale(lora->adapter, m)}};
+    return device_forward(lora->decoder->device, &call, err);
+}
+
+// One pass over the weights of all modules with a magnitude.
+static int all_norms(struct lora *lora, bool squares, struct error *err) {
+    struct device *device = lora->decoder->device;
+    if (!tensor_present(&lora->norms)) return 0;
+    char name[32];
+    snprintf(name, sizeof name, "%s %d", squares ? "squares" : "norms", lora->number);
+    if (plan_begin(device->plan, name, err)) return -1;
+    for (int i = 0; i < lora->adapter->n_modules; i++) {
+        const struct adapter_module *m = &lora->adapter->modules[i];
+        int segment = m->module->parts[0].w->segment;
+        if (!m->magnitude) continue;
+        if (device->backend->class->weights_acquire(device->backend, segment, false, err)) return -1;
+        for (int p = 0; p < m->module->n_parts; p++)
+            if (norms_of_part(lora, i, &m->module->parts[p], squares, err)) return -1;
+        if (device->backend->class->weights_release(device->backend, segment, err)) return -1;
+    }
+    return plan_end(device->plan, err);
+}
+
+int lora_refresh(struct lora *lora, struct error *err) {
+    return all_norms(lora, false, err);
+}
+
+int lora_start_magnitudes(struct lora *lora, struct error *err) {
+    for (int i = 0; i < lora->adapter->n_modules; i++) {
+        const struct adapter_module *m = &lora->adapter->modules[i];
+        if (!m->magnitude) continue;
+        struct tensor t = lora_part(lora, lora->params, i, ADAPTER_MAGNITUDE);
+        struct tensor norms = tensor_view(lora->norms, norms_begin(lora->adapter, i), 1, m->module->out);
+        if (device_read(lora->decoder->device, m->magnitude, norms, tensor_bytes(&norms), err)) return -1;
+        if (device_write(lora->decoder->device, t, m->magnitude, tensor_bytes(&t), err)) return -1;
+    }
+    return 0;
+}
+
 int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bool trained, bool accumulate,
                 struct lora *out, struct error *err) {
     assert(number < DECODER_MAX_ADAPTERS);
@@ -104,7 +164,9 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->m, err)) return -1;
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->v, err)) return -1;
     }
-    int64_t ids = 0;
+    int64_t norms = norms_begin(adapter, adapter->n_modules), ids = 0;
+    if (norms && device_tensor(device, PLAN_ADAPTER, DTYPE_F32, 1, norms, &out->norms, err)) return -1;
+    if (norms && device_tensor(device, PLAN_ADAPTER, DTYPE_F32, 1, norms, &out->squares, err)) return -1;
     for (int i = 0; i < adapter->n_modules; i++) ids += adapter->modules[i].n_rows;
     if (ids && device_tensor(device, PLAN_ADAPTER, DTYPE_I32, ids, 1, &out->row_ids, err)) return -1;
     ids = 0;
@@ -115,6 +177,12 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
             .b = matrix(out, out->params, i, ADAPTER_B),
             .da = matrix(out, out->grads, i, ADAPTER_A),
             .db = matrix(out, out->grads, i, ADAPTER_B),
+            .magnitude = matrix(out, out->params, i, ADAPTER_MAGNITUDE),
+            .dmagnitude = matrix(out, out->grads, i, ADAPTER_MAGNITUDE),
+            .norms =
+                m->magnitude ? tensor_view(out->norms, norms_begin(adapter, i), 1, m->module->out) : (struct tensor){0},
+            .bias = matrix(out, out->params, i, ADAPTER_BIAS),
+            .dbias = matrix(out, out->grads, i, ADAPTER_BIAS),
             .full = matrix(out, out->params, i, ADAPTER_FULL),
             .dfull = matrix(out, out->grads, i, ADAPTER_FULL),
             .rows = matrix(out, out->params, i, ADAPTER_ROWS),
@@ -125,7 +193,8 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
         };
         ids += m->n_rows;
     }
-    return 0;
+    if (!device_recording(device)) return 0;
+    return all_norms(out, true, err) || all_norms(out, false, err) ? -1 : 0;
 }
 
 void lora_detach(struct lora *lora) {
@@ -149,7 +218,7 @@ int lora_upload(struct lora *lora, struct error *err) {
         const float *host = lora->adapter->modules[i / ADAPTER_PARTS].part[i % ADAPTER_PARTS];
         if (host && device_write(lora->decoder->device, t, host, tensor_bytes(&t), err)) return -1;
     }
-    return 0;
+    return all_norms(lora, true, err) || all_norms(lora, false, err) ? -1 : 0;
 }
 
 int lora_read(const struct lora *lora, struct tensor flat, struct adapter *out, struct error *err) {

@@ -45,6 +45,11 @@ static void merge_row(const struct merged *merged, int64_t row, float *out) {
         float factor = merged->scale * b[k];
         for (int64_t j = 0; j < module->in; j++) out[j] += factor * a[k * module->in + j];
     }
+    if (!m->magnitude) return;
+    double square = 0;
+    for (int64_t j = 0; j < module->in; j++) square += (double)out[j] * (double)out[j];
+    float factor = square > 0 ? (float)((double)m->magnitude[part->first_row + row] / sqrt(square)) : 0;
+    for (int64_t j = 0; j < module->in; j++) out[j] *= factor;
 }
 
 static bool fits(const struct quant_format *format, const float *values, int64_t count) {
@@ -96,9 +101,12 @@ static uint32_t file_type(enum quant type) {
 }
 
 // Where embedding and head are one tensor, a change of one of them cannot be merged; token rows change both.
-static int check_ends(const struct adapter *adapter, struct error *err) {
+static int check_parts(const struct adapter *adapter, struct error *err) {
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
+        if (m->bias)
+            return error_set(err, STATUS_DATA, "%s: a trained bias cannot be merged in this version",
+                             m->module->hf_name);
         if (m->module->layer >= 0 || !adapter->model->arch.tied || (m->rows && !m->r && !m->full)) continue;
         return error_set(err, STATUS_DATA,
                          "%s: embedding and head are one matrix in this base, and the adapter changes only its use as "
@@ -176,7 +184,7 @@ int merge_write(const char *path, const struct adapter *adapter, enum quant type
     if (adapter->model->base->kind != BASE_GGUF || adapter->model->base->n_parts != 1)
         return error_set(err, STATUS_USAGE, "%s: merging is in this version for a base of one GGUF file",
                          adapter->model->path);
-    if (check_ends(adapter, err)) return -1;
+    if (check_parts(adapter, err)) return -1;
     struct gguf_writer w = {0};
     struct pool pool = {0};
     uint64_t bytes;

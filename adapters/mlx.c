@@ -120,7 +120,7 @@ int mlx_write(const char *folder, const struct adapter *adapter, struct error *e
     if (adapter->n_modules < 1) return error_set(err, STATUS_INTERNAL, "%s: an adapter of no modules", folder);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
-        if (m->module->form != MODULE_LINEAR || m->module->router || m->full || m->rows)
+        if (m->module->form != MODULE_LINEAR || m->module->router || m->full || m->rows || m->magnitude || m->bias)
             return error_set(err, STATUS_DATA,
                              "%s: MLX adapters are written for the linears of layers alone; `graft export --to merged` "
                              "may hold this one",

@@ -141,12 +141,12 @@ static int refuse_tensor(struct peft_reader *r, const char *name) {
     static const struct {
         const char *part, *what;
     } kinds[] = {
-        {"lora_magnitude_vector", "DoRA cannot be computed by this version"},
+        {"lora_magnitude_vector", "a magnitude of DoRA that use_dora or target_modules does not ask for"},
         {"lora_embedding_", "target_modules does not select it"},
         {"token_adapter", "trainable_token_indices does not list it"},
         {"trainable_tokens", "trainable_token_indices does not list it"},
         {"lora_B.bias", "a bias on the adapter cannot be computed by this version"},
-        {".bias", "trained biases cannot be computed by this version"},
+        {".bias", "a trained bias that 'bias' and target_modules do not ask for"},
         {"lora_A.", "the base has no linear of this name"},
         {"lora_B.", "the base has no linear of this name"},
     };
@@ -222,6 +222,9 @@ static const struct safetensors_entry *find_entry(struct peft_reader *r, const s
 // Tensors and configuration must name the same modules: PEFT would leave out the rest with a mere warning.
 static int missing(struct peft_reader *r, const struct peft_tensor *t, const struct safetensors_entry *other) {
     const char *name = t->module->hf_name;
+    if (t->part == ADAPTER_MAGNITUDE || t->part == ADAPTER_BIAS)
+        return error_set(r->err, STATUS_DATA, "%s: %s is set, but tensor '%s' is missing", r->path,
+                         t->part == ADAPTER_BIAS ? "bias" : "use_dora", t->key);
     if (t->part == ADAPTER_FULL || t->part == ADAPTER_ROWS)
         return error_set(r->err, STATUS_DATA, "%s: %s names '%s', but tensor '%s' is missing", r->path,
                          t->part == ADAPTER_FULL ? "modules_to_save" : "trainable_token_indices", name, t->key);
@@ -250,6 +253,12 @@ static int read_module(struct peft_reader *r, const struct module *module, struc
     const struct peft_config *c = r->config;
     bool sibling = peft_has_sibling(r->model, c->selected, module);
     unsigned parts = c->selected[module->id] ? 1u << ADAPTER_A | 1u << ADAPTER_B : 0;
+    bool plain = parts && module->form == MODULE_LINEAR;
+    if (c->dora && parts && !plain)
+        return error_set(r->err, STATUS_DATA, "%s: use_dora is set: DoRA on '%s' is not in this version", r->path,
+                         module->hf_name);
+    if (c->dora && plain) parts |= 1u << ADAPTER_MAGNITUDE;
+    if (c->biases != BIASES_NONE && plain && adapter_has_bias(module)) parts |= 1u << ADAPTER_BIAS;
     if (c->saved[module->id]) parts |= 1u << ADAPTER_FULL;
     struct adapter_module want = {.module = module, .r = parts & 1u ? c->ranks[module->id] : 0}, *m;
     if (module->form == MODULE_EMBEDDING && c->n_rows) parts |= 1u << ADAPTER_ROWS, want.n_rows = c->n_rows;
@@ -270,6 +279,8 @@ static int read_module(struct peft_reader *r, const struct module *module, struc
     m = &out->modules[out->n_modules - 1];
     if (c->n_rows && module->form == MODULE_EMBEDDING && adapter_set_rows(out, m, c->row_ids, c->n_rows, r->err))
         return -1;
+    for (int p = ADAPTER_MAGNITUDE; p <= ADAPTER_BIAS; p++)
+        if (parts >> p & 1 && adapter_add_part(out, m, p, r->err)) return -1;
     if (c->saved[module->id] && adapter_add_part(out, m, ADAPTER_FULL, r->err)) return -1;
     for (int k = 0; k < n; k++) {
         struct peft_tensor t;
@@ -303,6 +314,8 @@ static int read_tensors(struct peft_reader *r, struct adapter *out) {
     out->alpha = config->alpha;
     out->dropout = config->dropout;
     out->rslora = config->rslora;
+    out->dora = config->dora;
+    out->biases = config->biases;
     out->base_name = config->base_name ? pool_strdup(&out->pool, config->base_name) : NULL;
     if (config->base_name && !out->base_name) return error_memory(r->err, "the base's name", strlen(config->base_name));
     return 0;

@@ -33,7 +33,6 @@ static bool is_unused(const struct json *value) {
 static const struct {
     const char *key, *what;
 } refused[] = {
-    {"use_dora", "DoRA"},
     {"lora_bias", "biases on the adapter"},
     {"layer_replication", "replicated layers"},
     {"alora_invocation_tokens", "activated LoRA"},
@@ -67,6 +66,7 @@ static const char *const known[] = {
     "trainable_token_indices",
     "bias",
     "use_rslora",
+    "use_dora",
     "init_lora_weights",
     "layers_to_transform",
     "layers_pattern",
@@ -106,9 +106,10 @@ static int check_values(struct reader *r) {
         return error_prefix(r->err, "%s", r->path);
     if (strcmp(type, "LORA") != 0)
         return error_set(r->err, STATUS_DATA, "%s: peft_type is '%.40s'; only 'LORA' can be read", r->path, type);
-    if (bias && strcmp(bias, "none") != 0)
-        return error_set(r->err, STATUS_DATA, "%s: bias is '%.40s': trained biases cannot be computed by this version",
-                         r->path, bias);
+    if (bias && strcmp(bias, "none") != 0 && strcmp(bias, "lora_only") != 0)
+        return error_set(r->err, STATUS_DATA,
+                         "%s: bias is '%.40s': of trained biases, 'lora_only' can be computed by this version", r->path,
+                         bias);
     // Other ways of starting change the base itself, so that the adapter is only right beside that other base.
     static const char *const starts[] = {"gaussian", "eva", "orthogonal", "true", "false"};
     const struct json *start = json_get(r->root, "init_lora_weights");
@@ -384,12 +385,14 @@ static int read_rows(struct reader *r, struct pool *pool, struct peft_config *ou
 static int read_numbers(struct reader *r, struct pool *pool, struct peft_config *out) {
     int64_t rank = 0;
     double alpha = 0, dropout = 0;
-    const char *base = NULL;
+    const char *base = NULL, *bias = NULL;
     size_t length = 0;
     if (json_get_int(r->root, "r", JSON_REQUIRED, &rank, r->err) ||
         json_get_double(r->root, "lora_alpha", JSON_REQUIRED, &alpha, r->err) ||
         json_get_double(r->root, "lora_dropout", JSON_OPTIONAL, &dropout, r->err) ||
         json_get_bool(r->root, "use_rslora", JSON_OPTIONAL, &out->rslora, r->err) ||
+        json_get_bool(r->root, "use_dora", JSON_OPTIONAL, &out->dora, r->err) ||
+        json_get_string(r->root, "bias", JSON_OPTIONAL, &bias, NULL, r->err) ||
         json_get_string(r->root, "base_model_name_or_path", JSON_OPTIONAL, &base, &length, r->err))
         return error_prefix(r->err, "%s", r->path);
     if (rank < 1 || rank > ADAPTER_MAX_RANK)
@@ -399,6 +402,7 @@ static int read_numbers(struct reader *r, struct pool *pool, struct peft_config 
         return error_set(r->err, STATUS_DATA, "%s: lora_alpha is %g; it must be a number other than 0", r->path, alpha);
     if (!(dropout >= 0 && dropout < 1))
         return error_set(r->err, STATUS_DATA, "%s: lora_dropout is %g; it must be from 0 to below 1", r->path, dropout);
+    out->biases = bias && strcmp(bias, "lora_only") == 0 ? BIASES_LORA_ONLY : BIASES_NONE;
     out->r = (int)rank;
     out->alpha = (float)alpha;
     out->dropout = (float)dropout;
@@ -647,7 +651,7 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     else
         json_put_null(&w);
     json_put_key(&w, "bias");
-    json_put_string(&w, "none");
+    json_put_string(&w, adapter->biases == BIASES_LORA_ONLY ? "lora_only" : "none");
     json_put_key(&w, "fan_in_fan_out");
     json_put_bool(&w, false);
     json_put_key(&w, "inference_mode");
@@ -675,7 +679,7 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     json_put_string(&w, "CAUSAL_LM");
     put_rows(&w, adapter);
     json_put_key(&w, "use_dora");
-    json_put_bool(&w, false);
+    json_put_bool(&w, adapter->dora);
     json_put_key(&w, "use_rslora");
     json_put_bool(&w, adapter->rslora);
     json_end_object(&w);

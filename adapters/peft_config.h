@@ -6,7 +6,8 @@
 struct peft_config {
     int r;
     float alpha, dropout;
-    bool rslora;
+    bool rslora, dora;
+    enum adapter_biases biases;
     const char *base_name; // NULL when absent; in the pool
     // Per module id of the model, in the pool:
     bool *selected;

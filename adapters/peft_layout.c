@@ -83,8 +83,10 @@ bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned 
     static const struct {
         const char *ending;
         int n_dims;
-    } single[ADAPTER_PARTS] = {
-        [ADAPTER_FULL] = {"weight", 2}, [ADAPTER_ROWS] = {"token_adapter.trainable_tokens_delta", 2}};
+    } single[ADAPTER_PARTS] = {[ADAPTER_MAGNITUDE] = {"lora_magnitude_vector", 1},
+                               [ADAPTER_BIAS] = {"base_layer.bias", 1},
+                               [ADAPTER_FULL] = {"weight", 2},
+                               [ADAPTER_ROWS] = {"token_adapter.trainable_tokens_delta", 2}};
     *out = (struct peft_tensor){.module = m->module, .expert = -1, .n_dims = 2, .r = m->r};
     int pairs = peft_tensor_count(m, parts & PAIR), p = ADAPTER_B;
     if (index < pairs) {
@@ -106,6 +108,8 @@ bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned 
 static float *place(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, int64_t col) {
     const struct module *module = t->module;
     bool half_b = t->part == ADAPTER_B;
+    if (t->part == ADAPTER_MAGNITUDE || t->part == ADAPTER_BIAS)
+        return m->part[t->part] + adapter_b_row(module, 0, col);
     if (t->part != ADAPTER_A && !half_b) return m->part[t->part] + row * t->cols + col;
     int64_t experts = module->experts, r = t->r;
     if (module->form == MODULE_EMBEDDING) { // lora_embedding_A (r, vocab) is our b, (vocab, r); B (D, r) our a, (r, D)

@@ -119,6 +119,13 @@ static const struct key_choice inits[] = {
     {0},
 };
 
+static const struct key_choice biases[] = {
+    {"none", CONFIG_BIAS_NONE, KEY_WORKS, NULL},
+    {"lora_only", CONFIG_BIAS_LORA_ONLY, KEY_WORKS, NULL},
+    {"all", 0, KEY_NOT_YET, NULL},
+    {0},
+};
+
 const struct config_key keys_adapter[] = {
     ENUM(adapter, adapters, "",
          "Low-rank adapter on a frozen base; `qlora` says that the base is quantised. Required: empty would mean "
@@ -150,7 +157,11 @@ const struct config_key keys_adapter[] = {
           .high = 4095),
     NOT_YET("peft_layers_pattern", KEY_STRINGS, "", "Name of the list of layers in an unusual model."),
     BOOL(peft_use_rslora, "", "Scale by alpha / sqrt(r) instead of alpha / r."),
-    NOT_YET("peft_use_dora", KEY_BOOL, "", "Train magnitude and direction apart (DoRA)."),
+    BOOL(
+        peft_use_dora, "",
+        "Train magnitude and direction apart (DoRA), on the linears of layers. In this version with `lora_dropout: 0`; "
+        "llama.cpp's adapter file cannot hold it."),
+    ENUM(peft_bias, biases, "none", "Biases that are trained: `lora_only`, those of adapted linears that have one."),
     ENUM(peft_init_lora_weights, inits, "true",
          "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random."),
     NOT_YET("peft", KEY_GROUP, "", "Further settings of the adapter library."),

@@ -16,6 +16,7 @@ enum config_init {
     CONFIG_INIT_RANDOM,   // false: both kaiming-uniform, so the adapter changes the model from the start
 };
 enum config_4bit { CONFIG_4BIT_NF4, CONFIG_4BIT_FP4 };
+enum config_bias { CONFIG_BIAS_NONE, CONFIG_BIAS_LORA_ONLY };
 enum config_precision {
     CONFIG_PRECISION_AUTO, // bf16 where the hardware has it
     CONFIG_PRECISION_BF16, // asked for: also where it is emulated
@@ -115,7 +116,8 @@ struct run_config {
     struct config_patterns lora_rank_pattern, lora_alpha_pattern;
     struct config_strings lora_modules_to_save;      // embed_tokens, lm_head: trained whole
     struct config_ints peft_trainable_token_indices; // rows of the embedding that are trained
-    bool peft_use_rslora;
+    bool peft_use_rslora, peft_use_dora;
+    enum config_bias peft_bias;
     struct config_ints peft_layers_to_transform; // empty = all layers
     enum config_init peft_init_lora_weights;
 

@@ -139,6 +139,15 @@ const struct op_info op_table[OP_COUNT] = {
                           .differentiable = 1,
                           .grad_takes_out = NEVER,
                           .recorded = true},
+    [OP_COLUMNS] = {.name = "columns",
+                    .n_in = 1,
+                    .n_out = 1,
+                    .needs_in = 1,
+                    .differentiable = 1,
+                    .cheap = true,
+                    .grad_takes_out = NEVER,
+                    .recorded = true},
+    [OP_ROW_NORMS] = {.name = "row_norms", .n_in = 1, .n_out = 1, .optional_in = 1, .grad_takes_out = NEVER},
     [OP_LOGITS] = {.name = "logits", .n_in = 1, .n_out = 1, .grad_takes_out = NEVER},
     [OP_KV_WRITE] = {.name = "kv_write", .n_in = 3, .n_out = 2, .grad_takes_out = NEVER},
     [OP_FILL] = {.name = "fill", .n_out = 1, .grad_takes_out = NEVER},
@@ -349,6 +358,29 @@ static int check_linear_group(const struct check *c) {
     return call->saved[0].cols < u_cols ? operand_error(c, "saved", 0, "is narrower than the ranks") : 0;
 }
 
+static int check_columns(const struct check *c) {
+    const struct op_call *call = c->call;
+    int64_t t = call->in[0].rows, n = call->in[0].cols;
+    if (want_in(c, 0, WANT_ACT, ANY, ANY) || want_out(c, 0, WANT_ACT, t, n, &call->in[0])) return -1;
+    const struct tensor *m = &call->p.columns.magnitude, *bias = &call->p.columns.own_bias;
+    if (tensor_present(m) && (check_trained(c, "magnitude", m, &call->p.columns.dmagnitude, 1, n) ||
+                              want(c, "norms", 0, &call->p.columns.norms, WANT_F32, 1, n))) {
+        return -1;
+    }
+    if (call->p.columns.bias && want_weight(c, "the bias", call->p.columns.bias, 1, n)) return -1;
+    return tensor_present(bias) ? check_trained(c, "own bias", bias, &call->p.columns.dbias, 1, n) : 0;
+}
+
+static int check_row_norms(const struct check *c) {
+    const struct op_call *call = c->call;
+    const struct tensor *a = &call->p.row_norms.a, *b = &call->p.row_norms.b;
+    int64_t n = call->out[0].cols;
+    if (want_out(c, 0, WANT_F32, 1, ANY, NULL) || want_weight(c, "the weight", call->p.row_norms.w, n, a->cols))
+        return -1;
+    if (want(c, "adapter A", 0, a, WANT_F32, ANY, ANY) || want(c, "adapter B", 0, b, WANT_F32, n, a->rows)) return -1;
+    return tensor_present(&call->in[0]) ? want_in(c, 0, WANT_F32, 1, n) : 0;
+}
+
 static int check_rope(const struct check *c) {
     const struct op_call *call = c->call;
     int64_t t = call->in[0].rows, k = call->p.rope.head_dim, r = call->p.rope.rotary_dim;
@@ -547,6 +579,8 @@ int op_check(const struct op_call *call, struct error *err) {
     case OP_ADD: status = check_pair(&c); break;
     case OP_ACT: status = check_act(&c); break;
     case OP_GATE: status = check_gate(&c); break;
+    case OP_COLUMNS: status = check_columns(&c); break;
+    case OP_ROW_NORMS: status = check_row_norms(&c); break;
     case OP_MLA_KEYS: status = check_mla_keys(&c); break;
     case OP_MOE_ROUTE: status = check_moe_route(&c); break;
     case OP_MOE_GATHER:
@@ -616,6 +650,11 @@ double op_flops(const struct op_call *call, bool backward) {
     case OP_GLU:
     case OP_ACT: return (backward ? 10 : 5) * n;
     case OP_GATE: return (backward ? 4 : 1) * n;
+    case OP_COLUMNS: return (backward ? 4 : 2) * n;
+    case OP_ROW_NORMS: {
+        double rows = (double)call->p.row_norms.w->rows, cols = (double)call->p.row_norms.w->cols;
+        return 2 * rows * cols * (tensor_present(&call->in[0]) ? (double)call->p.row_norms.a.rows : 1);
+    }
     case OP_MOE_ROUTE: return 10 * n;
     case OP_MOE_GATHER: return tensor_present(&call->in[1]) ? n * call->p.moe_rows.used : 0;
     case OP_MOE_COMBINE: return (backward ? 4 : 2) * n;
@@ -656,6 +695,10 @@ int op_trained(enum op op, const union op_params *p, struct op_trained out[OP_MA
             add_trained(out, &n, "adapter A", &span->a, &span->da);
             add_trained(out, &n, "adapter B", &span->b, &span->db);
         }
+    }
+    if (op == OP_COLUMNS) {
+        add_trained(out, &n, "magnitude", &p->columns.magnitude, &p->columns.dmagnitude);
+        add_trained(out, &n, "own bias", &p->columns.own_bias, &p->columns.dbias);
     }
     const struct table_adapter *on = op == OP_EMBED                              ? &p->embed.on
                                      : op == OP_TOKEN_LOGPROB || op == OP_LOGITS ? &p->logprob.on

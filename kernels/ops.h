@@ -35,15 +35,19 @@ enum op {
     OP_MOE_LINEAR_GROUP, // in: x (S,D), offsets (E+1,1) i32, keys (S,2) u32; out: y_i (S,N_i); saved: u (S, sum of
                          // ranks)
     OP_MOE_COMBINE,   // in: y (S,D), weights (T,k) f32 or none, map (S,2); out: sum over a token's [weight *] y (T,D)
+    OP_COLUMNS,       // in: z (T,N); out: y = m / n z + b by column (T,N). m: a trained magnitude, n: row norms, held
+                      // constant
     OP_TOKEN_LOGPROB, // in: h (T,D), targets (T,1) i32, weights (T,1) f32; out: logp (T,1) f32, lse (T,1) f32; saved:
                       // dh (T,D) when fused
     // --- not recorded: run directly
     OP_LOGITS,   // in: h (T,D); out: logits (T,V) f32
     OP_KV_WRITE, // in: k (T,C), v (T,C), slots (T,1) i32; out: cache k (S,C), cache v (S,C): row slots[t] = row t; slot
                  // < 0 skipped
-    OP_FILL,     // out: t = p.fill.value
-    OP_COPY,     // in: a (T,D); out: b (T,D); converts between f32 and bf16
-    OP_GRAD_ADD, // in: g (1,n) f32; out: sum (1,n) f32 += g
+    OP_ROW_NORMS, // in: squares (1,N) f32 or none; out: n (1,N) f32. n = norm of each row of W + scale B A, with the
+                  // squares of W's own rows given; without them: these squares
+    OP_FILL,      // out: t = p.fill.value
+    OP_COPY,      // in: a (T,D); out: b (T,D); converts between f32 and bf16
+    OP_GRAD_ADD,  // in: g (1,n) f32; out: sum (1,n) f32 += g
     OP_GRAD_NORM, // in: sum (1,n) f32, scalars; out: scalars.grad_norm, .clip_scale, .nonfinite
     OP_ADAMW,     // in: sum (1,n), scalars; out: param, m, v (1,n) f32; does nothing when scalars.nonfinite
     OP_COUNT,
@@ -198,6 +202,16 @@ union op_params {
         int64_t chunk_rows;      // rows of logits alive at a time (workspace)
         struct table_adapter on; // gradients of its parts are added in the pass that computes dh
     } logprob;                   // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
+    struct {
+        struct tensor magnitude, norms, dmagnitude; // (1,N) f32; no magnitude: m / n = 1
+        const struct weight *bias;                  // (1,N); NULL = none
+        struct tensor own_bias, dbias;              // (1,N) f32: a trained bias in place of it
+    } columns;                                      // OP_COLUMNS
+    struct {
+        const struct weight *w; // (N, D)
+        struct tensor a, b;     // (R, D), (N, R)
+        float scale;
+    } row_norms; // OP_ROW_NORMS
     struct {
         double value;
     } fill;

@@ -11,10 +11,13 @@ enum { DECODER_MAX_ADAPTERS = 8 };
 // What an adapter has on one module, on the device. Parts that it has not have dtype NONE.
 // Of E experts: A is (E R, in), B one (E rows, R) block after another for the parts of the module.
 struct slot_adapter {
-    struct tensor a, b;        // (R, in), (out, R) f32
-    struct tensor da, db;      // gradients; DTYPE_NONE = not trained
-    float scale;               // alpha / r or alpha / sqrt(r)
-    float dropout;             // used by training passes only
+    struct tensor a, b;   // (R, in), (out, R) f32
+    struct tensor da, db; // gradients; DTYPE_NONE = not trained
+    float scale;          // alpha / r or alpha / sqrt(r)
+    float dropout;        // used by training passes only
+    // Of a plain linear, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the
+    // base's.
+    struct tensor magnitude, dmagnitude, norms, bias, dbias;
     struct tensor full, dfull; // embedding and head: (V, D) f32 in place of the base's
     struct tensor rows, drows; // embedding (and a head that is tied to it): (n, D) f32 in place of those of row_ids
     struct tensor row_ids;     // (n, 1) i32

@@ -130,12 +130,54 @@ static void fill_part(const struct build *b, const struct linear *linear, struct
     }
 }
 
+static struct tensor part_columns(struct tensor t, const struct module_part *part) {
+    return tensor_present(&t) ? tensor_cols(t, part->first_row, part->first_row + part->rows) : t;
+}
+
+// What the pass's adapter does to the columns of a linear's output; *acts = anything. One adapter for all rows.
+static int fill_columns(const struct build *b, const struct linear *linear, int64_t rows, union op_params *p,
+                        bool *acts) {
+    *p = (union op_params){.columns = {.bias = linear->bias}};
+    *acts = false;
+    for (int i = 0; i < b->pass->n_spans * linear->n_modules; i++) {
+        const struct pass_span *span = &b->pass->spans[i / linear->n_modules];
+        int k = i % linear->n_modules;
+        const struct module *m = &b->d->model->modules[linear->on[k].module];
+        if (span->adapter < 0 || span->row_begin == span->row_end) continue;
+        const struct slot_adapter *a = &b->d->slots[m->id].adapters[span->adapter];
+        const struct module_part *own = &m->parts[linear->on[k].part];
+        if (!tensor_present(&a->magnitude) && !tensor_present(&a->bias)) continue;
+        if (span->row_begin != 0 || span->row_end != rows)
+            return error_set(b->err, STATUS_INTERNAL, "a magnitude or bias on %s for some rows only", m->hf_name);
+        *acts = true;
+        p->columns.magnitude = part_columns(a->magnitude, own), p->columns.norms = part_columns(a->norms, own);
+        p->columns.own_bias = part_columns(a->bias, own);
+        if (!b->pass->gradients) continue;
+        p->columns.dmagnitude = part_columns(a->dmagnitude, own), p->columns.dbias = part_columns(a->dbias, own);
+    }
+    return 0;
+}
+
 // y_i = x W_i^T + adapters, for the linears `kinds` of layer `l`, which all read x.
 static int linears(struct build *b, int l, const enum linear_kind *kinds, int n, int x, int *out) {
-    union op_params p = {.linear = {.n_parts = n}};
+    union op_params p = {.linear = {.n_parts = n}}, columns[LINEAR_MAX_PARTS];
+    bool acts[LINEAR_MAX_PARTS];
     struct ranks ranks = {0};
-    for (int i = 0; i < n; i++) fill_part(b, &b->d->model->layer[l].linear[kinds[i]], &p.linear.parts[i], &ranks);
-    return record(b, OP_LINEAR_GROUP, (int[]){x, b->keys}, 2, &p, out);
+    int64_t rows = tape_tensor(b->d->tape, x).rows;
+    for (int i = 0; i < n; i++) {
+        const struct linear *linear = &b->d->model->layer[l].linear[kinds[i]];
+        fill_part(b, linear, &p.linear.parts[i], &ranks);
+        if (fill_columns(b, linear, rows, &columns[i], &acts[i])) return -1;
+        if (acts[i]) p.linear.parts[i].bias = NULL; // added after the magnitude
+    }
+    if (record(b, OP_LINEAR_GROUP, (int[]){x, b->keys}, 2, &p, out)) return -1;
+    for (int i = 0; i < n; i++) {
+        int y[OP_MAX_OUT];
+        if (!acts[i]) continue;
+        if (record(b, OP_COLUMNS, &out[i], 1, &columns[i], y)) return -1;
+        out[i] = y[0];
+    }
+    return 0;
 }
 static int linear(struct build *b, int l, enum linear_kind kind, int x, int *out) {
     int outs[OP_MAX_OUT];

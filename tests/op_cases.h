@@ -484,6 +484,31 @@ static inline void case_table(struct bench *t, int variant, int64_t vocabulary, 
     on->row_ids = bench_i32(t, ids, 3, 1);
 }
 
+// bit 1 acc, bit 2 a magnitude, bit 3 a trained bias, bit 4 a frozen one
+static inline void case_columns(struct bench *t, int variant) {
+    struct op_call *call = &t->call;
+    int64_t rows = variant & CASE_MANY_ROWS ? 700 : 5, cols = 70, pad = t->pad;
+    enum dtype dtype = bench_stat_dtype(t);
+    call->op = OP_COLUMNS;
+    call->in[0] = bench_act(t, rows, cols);
+    call->out[0] = bench_act(t, rows, cols);
+    t->pad = 0;
+    if (variant & 4) {
+        call->p.columns.magnitude = bench_values(t, dtype, 1, cols);
+        call->p.columns.dmagnitude = bench_values(t, dtype, 1, cols);
+        call->p.columns.norms = bench_values(t, dtype, 1, cols);
+        for (int64_t i = 0; i < cols; i++)
+            bench_set(t->image, &call->p.columns.norms, 0, i, 0.5 + 0.1 * (double)(i % 7));
+    }
+    if (variant & 8) {
+        call->p.columns.own_bias = bench_values(t, dtype, 1, cols);
+        call->p.columns.dbias = bench_values(t, dtype, 1, cols);
+    }
+    t->pad = pad;
+    if (variant & 16) call->p.columns.bias = bench_weight(t, QUANT_F32, 1, cols, 0);
+    bench_gradients(t, 1, variant & 2);
+}
+
 // bit 0: noise
 static inline void case_embed_table(struct bench *t, int variant) {
     struct op_call *call = &t->call;
@@ -624,6 +649,9 @@ static const struct op_case op_cases[] = {
     {"linear shared A", OP_LINEAR_GROUP, case_linear, 1 + 4 + 64},
     {"linear shared A dropout acc", OP_LINEAR_GROUP, case_linear, 1 + 2 + 4 + 8 + 16 + 64},
     {"linear shared A without the first part", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8 + 64 + 128},
+    {"columns magnitude bias", OP_COLUMNS, case_columns, 4 + 16},
+    {"columns magnitude own bias acc", OP_COLUMNS, case_columns, 2 + 4 + 8 + 16},
+    {"columns own bias", OP_COLUMNS, case_columns, 8},
     {"embed adapter noise", OP_EMBED, case_embed_table, 1 + CASE_TABLE_LORA},
     {"embed whole adapter", OP_EMBED, case_embed_table, CASE_TABLE_LORA + CASE_TABLE_FULL},
     {"embed rows", OP_EMBED, case_embed_table, CASE_TABLE_ROWS},

@@ -111,8 +111,8 @@ static void rewrite(const char *family, const char *base) {
             bool copy = strstr(want->name, ".base_layer.weight") && !strstr(want->name, "experts");
             copies += copy;
             if (copy) continue;
-            bool same = got && got->bytes == want->bytes && got->n_dims == 2 && got->shape[0] == want->shape[0] &&
-                        memcmp(got->data, want->data, (size_t)want->bytes) == 0;
+            bool same = got && got->bytes == want->bytes && got->n_dims == want->n_dims &&
+                        got->shape[0] == want->shape[0] && memcmp(got->data, want->data, (size_t)want->bytes) == 0;
             CHECK_MSG(same, "%s: %s is %s", family, want->name, got ? "another" : "missing");
         }
         CHECK_INT(ours.n_entries, theirs.n_entries - copies);

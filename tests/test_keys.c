@@ -131,6 +131,7 @@ static const char *const working[] = {
     "lora_target_linear",
     "lora_target_parameters",
     "lora_modules_to_save",
+    "peft_use_dora",
     "peft_trainable_token_indices",
     "lora_rank_pattern",
     "lora_alpha_pattern",
@@ -226,7 +227,6 @@ static const char *const without_effect[] = {
     "mlflow_run_name",
 };
 static const char *const later[] = {
-    "peft_use_dora",
     "quantize_moe_experts",
     "tokenizer_config",
     "model_config",

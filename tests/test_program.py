@@ -280,9 +280,9 @@ def whole_path():
     for name, numbers in (("lp.jsonl", [x["row"] for x in rows]), ("probe.jsonl", [x["row"] for x in probe])):
         check(numbers == list(range(12)), f"{name} is not in file order: {numbers}")
     check(rows[0]["logprobs"][0] is None and abs(total / count - e["loss"]) < 1e-5, f"logprobs: {total / count} against {e['loss']}")
-    merged = graft("export", out, "--to", "merged", "--type", "f32", "--base", f"{t}/tiny.gguf", "--out", f"{t}/merged.gguf")
+    merged = graft("export", out, "--to", "merged", "--type", "f32", "--base", f"{t}/tiny.gguf", "--out", f"{t}/merged-{name}.gguf")
     check(merged.returncode == 0, merged.stderr)
-    m = json.loads(graft("eval", f"{t}/config.yml", f"base_model={t}/merged.gguf", "--json", "load_in_4bit=false").stdout)
+    m = json.loads(graft("eval", f"{t}/config.yml", f"base_model={t}/merged-{name}.gguf", "--json", "load_in_4bit=false").stdout)
     check(abs(m["loss"] - e["loss"]) < 1e-4, f"merged model: {m['loss']}, with adapter: {e['loss']}")
     for to in ("peft", "gguf", "mlx"):
         r = graft("export", out, "--to", to, "--base", f"{t}/tiny.gguf", "--out", f"{t}/exported-{to}")
@@ -509,7 +509,8 @@ def embedding_and_head():
     t = tiny("ends")
     kinds = {"lora": ["lora_target_linear=false", "lora_target_modules=[embed_tokens, lm_head, q_proj]", "lora_dropout=0.1"],
              "whole": ["lora_modules_to_save=[embed_tokens, lm_head]"],
-             "rows": ["peft_trainable_token_indices=[5, 90, 17]"]}
+             "rows": ["peft_trainable_token_indices=[5, 90, 17]"],
+             "dora": ["peft_use_dora=true", "lora_rank_pattern={q_proj: 2}", "gradient_checkpointing=true"]}
     for name, keys in kinds.items():
         out = train(t, *keys, "save_steps=3", "save_total_limit=99", "eval_steps=4", out=name)
         plan = json.loads(graft("plan", f"{t}/config.yml", "--json", *keys).stdout)
@@ -526,16 +527,19 @@ def embedding_and_head():
         check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - [x["eval_loss"] for x in log(out) if "eval_loss" in x][-1]) < 1e-5, r.stderr + r.stdout)
         r = graft("chat", "--base", f"{t}/tiny.gguf", "--adapter", out, "--prompt", "ann", "--max-tokens", 5)
         check(r.returncode == 0, r.stderr)
-        train(t, "lora_target_linear=false", f"lora_model_dir={out}", "max_steps=2", out=name + "-more")
+        train(t, "lora_target_linear=false", f"lora_model_dir={out}", "max_steps=2", *(k for k in keys if "pattern" in k), out=name + "-more")
         expect(65, "cannot hold", args=["export", out, "--to", "gguf", "--out", f"{t}/{name}.gguf"])
         check(not os.path.exists(f"{out}/adapter.gguf"), f"{name}: adapter.gguf of a tied base")
-        if name == "rows":
-            check(graft("export", out, "--to", "merged", "--type", "f32", "--out", f"{t}/merged.gguf").returncode == 0, "not merged")
-            r = graft("eval", f"{t}/config.yml", f"base_model={t}/merged.gguf", "--json")
+        if name in ("rows", "dora"):
+            check(graft("export", out, "--to", "merged", "--type", "f32", "--out", f"{t}/merged-{name}.gguf").returncode == 0, "not merged")
+            r = graft("eval", f"{t}/config.yml", f"base_model={t}/merged-{name}.gguf", "--json")
             check(abs(json.loads(r.stdout)["loss"] - [x["eval_loss"] for x in log(out) if "eval_loss" in x][-1]) < 1e-4, r.stdout)
         else:
             expect(65, "one matrix", args=["export", out, "--to", "merged", "--out", f"{t}/{name}.gguf"])
         expect(65, "MLX", args=["export", out, "--to", "mlx", "--out", f"{t}/{name}-mlx"])
+    expect(78, "lora_dropout: 0", args=["train", f"{t}/config.yml", "peft_use_dora=true", "lora_dropout=0.1", f"output_dir={t}/no"])
+    expect(78, "no DoRA", args=["train", f"{t}/config.yml", "lora_target_linear=false", "peft_use_dora=true", f"lora_model_dir={t}/lora", f"output_dir={t}/no"])
+    expect(78, "DoRA on lm_head", args=["train", f"{t}/config.yml", "lora_target_modules=[lm_head]", "peft_use_dora=true", f"output_dir={t}/no"])
     expect(78, "norm", args=["train", f"{t}/config.yml", "lora_modules_to_save=[norm]", f"output_dir={t}/no"])
     expect(78, "99999", args=["train", f"{t}/config.yml", "peft_trainable_token_indices=[99999]", f"output_dir={t}/no"])
     expect(78, "trained already", args=["train", f"{t}/config.yml", "peft_trainable_token_indices=[9]", "lora_modules_to_save=[embed_tokens]", f"output_dir={t}/no"])

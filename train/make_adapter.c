@@ -129,25 +129,51 @@ static int read_wanted(const struct run_config *c, const struct model *model, st
                : 0;
 }
 
-// What is trained in place of the base begins as the base.
-static int copy_base(struct adapter *adapter, const struct config_ints *ids, struct adapter_module *m, bool whole,
-                     struct error *err) {
-    const struct module *module = m->module;
-    const struct weight *w = module->parts[0].w;
-    if (whole) {
-        if (adapter_add_part(adapter, m, ADAPTER_FULL, err)) return -1;
-        for (int64_t i = 0; i < module->out && !adapter->outline; i++)
-            weight_decode(w, i, 0, module->in, m->full + i * module->in);
-        return 0;
-    }
+// Room for what is trained in place of the base; touched, so that the plan counts it.
+static int add_copy(struct adapter *adapter, struct adapter_module *m, enum adapter_part part, struct error *err) {
+    if (adapter_add_part(adapter, m, part, err)) return -1;
+    struct adapter_shape s = adapter_part_shape(m, part);
+    if (!adapter->outline) memset(m->part[part], 0x7F, (size_t)(s.rows * s.cols) * sizeof(float));
+    return 0;
+}
+
+static int add_rows(struct adapter *adapter, const struct config_ints *ids, struct adapter_module *m,
+                    struct error *err) {
     int32_t *list = mem_alloc(ids->count * sizeof *list);
     if (!list) return error_memory(err, "token rows", ids->count * sizeof *list);
     for (size_t i = 0; i < ids->count; i++) list[i] = (int32_t)ids->items[i];
     int failed = adapter_set_rows(adapter, m, list, (int)ids->count, err);
-    for (size_t i = 0; i < ids->count && !failed && !adapter->outline; i++)
-        weight_decode(w, list[i], 0, module->in, m->rows + (int64_t)i * module->in);
     mem_free(list);
     return failed;
+}
+
+// DoRA's magnitude and a bias of its own.
+static int add_columns(struct adapter *adapter, struct adapter_module *m, struct error *err) {
+    const struct module *module = m->module;
+    bool plain = module->form == MODULE_LINEAR && !module->router;
+    if (adapter->dora && !plain)
+        return error_set(err, STATUS_CONFIG,
+                         "peft_use_dora: DoRA on %s is not in this version; it is for linears of layers",
+                         module->hf_name);
+    if (adapter->dora && adapter_add_part(adapter, m, ADAPTER_MAGNITUDE, err)) return -1;
+    bool bias = adapter->biases == BIASES_LORA_ONLY && plain && adapter_has_bias(module);
+    return bias ? add_copy(adapter, m, ADAPTER_BIAS, err) : 0;
+}
+
+// What is trained in place of the base begins as the base.
+void trainer_copy_base(struct trainer *t) {
+    for (int i = 0; i < t->adapter.n_modules; i++) {
+        struct adapter_module *m = &t->adapter.modules[i];
+        const struct module *module = m->module;
+        const struct weight *w = module->parts[0].w;
+        int64_t in = module->in;
+        for (int64_t k = 0; m->full && k < module->out; k++) weight_decode(w, k, 0, in, m->full + k * in);
+        for (int64_t k = 0; k < m->n_rows; k++) weight_decode(w, m->row_ids[k], 0, in, m->rows + k * in);
+        for (int p = 0; m->bias && p < module->n_parts; p++) {
+            const struct module_part *part = &module->parts[p];
+            weight_decode(part->bias, 0, 0, part->rows, m->bias + part->first_row);
+        }
+    }
 }
 
 // A new adapter on the modules that the configuration selects, each with its own rank and alpha.
@@ -158,14 +184,19 @@ static int build_adapter(const struct run_config *c, const struct model *model, 
     adapter->r = (int)c->lora_r;
     adapter->alpha = (float)c->lora_alpha;
     adapter->rslora = c->peft_use_rslora;
+    adapter->dora = c->peft_use_dora;
+    adapter->biases = c->peft_bias == CONFIG_BIAS_LORA_ONLY ? BIASES_LORA_ONLY : BIASES_NONE;
     for (int i = 0; i < model->n_modules; i++) {
         const struct module *module = &model->modules[i];
         bool bare = want->saved[i] || want->rows[i];
         struct adapter_module *m;
-        if (want->adapted[i] && adapter_add(adapter, module, (int)want->ranks[i], (float)want->alphas[i], err))
+        if (want->adapted[i] && (adapter_add(adapter, module, (int)want->ranks[i], (float)want->alphas[i], err) ||
+                                 add_columns(adapter, &adapter->modules[adapter->n_modules - 1], err))) {
             return -1;
+        }
         if (bare && (adapter_add_bare(adapter, module, &m, err) ||
-                     copy_base(adapter, &c->peft_trainable_token_indices, m, want->saved[i], err))) {
+                     (want->saved[i] ? add_copy(adapter, m, ADAPTER_FULL, err)
+                                     : add_rows(adapter, &c->peft_trainable_token_indices, m, err)))) {
             return -1;
         }
     }
@@ -188,6 +219,10 @@ static int compare_adapter(const struct trainer *t, const struct wanted *want, s
     const struct model *model = &t->session.model;
     const char *folder = t->config->lora_model_dir;
     bool root = t->config->peft_use_rslora || t->adapter.rslora;
+    if (t->config->peft_use_dora && !t->adapter.dora)
+        return error_set(err, STATUS_CONFIG, "lora_model_dir: %s is no DoRA, which peft_use_dora asks for", folder);
+    if (t->config->peft_bias == CONFIG_BIAS_LORA_ONLY && t->adapter.biases != BIASES_LORA_ONLY)
+        return error_set(err, STATUS_CONFIG, "lora_model_dir: %s trains no biases, which peft_bias asks for", folder);
     for (int i = 0, k = 0; i < model->n_modules; i++) {
         const char *name = model->modules[i].hf_name;
         const struct adapter_module *m = k < t->adapter.n_modules ? &t->adapter.modules[k] : NULL;
@@ -223,6 +258,8 @@ static int compare_adapter(const struct trainer *t, const struct wanted *want, s
 static int check_dropout(const struct adapter *adapter, struct error *err) {
     for (int i = 0; i < adapter->n_modules && adapter->dropout > 0; i++) {
         const struct module *m = adapter->modules[i].module;
+        if (adapter->modules[i].magnitude)
+            return error_set(err, STATUS_CONFIG, "lora_dropout must be 0 with DoRA in this version (%s)", m->hf_name);
         if (m->form == MODULE_PARAMETER)
             return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: the adapter on the parameter %s knows none",
                              m->hf_name);

@@ -261,7 +261,12 @@ static int check_memory(struct trainer *t, struct error *err) {
 
 int trainer_start_device(struct trainer *t, struct error *err) {
     if (check_memory(t, err)) return -1;
-    return session_start(&t->session, err) || attach(t, err) || lora_upload(&t->lora, err) ? -1 : 0;
+    bool fresh = !t->config->lora_model_dir;
+    if (fresh) trainer_copy_base(t);
+    return session_start(&t->session, err) || attach(t, err) || lora_upload(&t->lora, err) ||
+                   (fresh && lora_start_magnitudes(&t->lora, err))
+               ? -1
+               : 0;
 }
 
 void trainer_close(struct trainer *t) {

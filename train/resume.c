@@ -111,7 +111,7 @@ static int choose(struct trainer *t, char **folder, int64_t *step, struct error 
 }
 
 static bool same_adapter(const struct adapter *a, const struct adapter *b) {
-    if (a->n_modules != b->n_modules || a->rslora != b->rslora) return false;
+    if (a->n_modules != b->n_modules || a->rslora != b->rslora || a->dora != b->dora) return false;
     for (int i = 0; i < a->n_modules; i++) {
         const struct adapter_module *x = &a->modules[i], *y = &b->modules[i];
         if (x->module != y->module || x->r != y->r || x->alpha != y->alpha || x->n_rows != y->n_rows) return false;

@@ -110,7 +110,7 @@ int step_micro(struct step_engine *e, const struct batch *batch, struct error *e
 
 int step_end(struct step_engine *e, struct step_result *result, struct error *err) {
     struct step_scalars s;
-    if (update(e, err)) return -1;
+    if (update(e, err) || lora_refresh(e->lora, err)) return -1;
     if (device_read(&e->session->device, &s, e->session->decoder.scalars, sizeof s, err)) return -1;
     *result = (struct step_result){.loss = s.weight_sum > 0 ? s.loss_sum / s.weight_sum : 0,
                                    .weight = s.weight_sum,

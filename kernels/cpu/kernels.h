@@ -34,6 +34,12 @@ size_t cpu_attention_workspace(const struct op_call *call, bool backward, int th
 CPU_KERNEL(linear_group);
 size_t cpu_linear_group_workspace(const struct op_call *call, bool backward, int threads);
 
+// columns.c
+CPU_KERNEL(columns);
+size_t cpu_columns_workspace(const struct op_call *call, bool backward, int threads);
+int cpu_row_norms(struct backend *backend, const struct op_call *call, struct error *err);
+size_t cpu_row_norms_workspace(const struct op_call *call, bool backward, int threads);
+
 // moe.c
 CPU_KERNEL(moe_route);
 size_t cpu_moe_route_workspace(const struct op_call *call, bool backward, int threads);

@@ -64,6 +64,10 @@ static inline void weight_row(const struct weight *w, int64_t row, float *scratc
 // reference_linear.c, reference_attention.c
 int reference_linear_group(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_linear_group_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);
+// reference_columns.c
+void reference_columns(struct cpu_backend *b, const struct op_call *call);
+void reference_columns_backward(struct cpu_backend *b, const struct op_call *call);
+int reference_row_norms(struct cpu_backend *b, const struct op_call *call, struct error *err);
 // reference_head.c
 int reference_embed(struct cpu_backend *b, const struct op_call *call, struct error *err);
 int reference_embed_backward(struct cpu_backend *b, const struct op_call *call, struct error *err);

@@ -182,6 +182,8 @@ static int use_weights(struct late_backend *b, struct op_call *call, struct erro
         }
         return 0;
     case OP_ATTENTION: return use(b, &p->attention.sinks, err);
+    case OP_COLUMNS: return use(b, &p->columns.bias, err);
+    case OP_ROW_NORMS: return use(b, &p->row_norms.w, err);
     case OP_MOE_ROUTE: return use(b, &p->moe.bias, err);
     case OP_TOKEN_LOGPROB:
         // The fused pass computes its gradient forward, so nothing of the head is read in backward.

@@ -54,7 +54,7 @@ def small(**more):
 
 def variant(**more):
     """For variants of LoRA: the family is known, the files shall be small."""
-    base = sizes(hidden_size=20, intermediate_size=28, num_attention_heads=4, num_key_value_heads=2, head_dim=6)
+    base = sizes(hidden_size=12, intermediate_size=20, num_attention_heads=2, num_key_value_heads=1, head_dim=6)
     base.update(more)
     return base
 
@@ -262,15 +262,23 @@ CASES.update({
     "lora-router-llama4": ("llama4_text", variant(intermediate_size=12, intermediate_size_mlp=28, num_local_experts=3, num_experts_per_tok=1,
                                                 num_hidden_layers=1, interleave_moe_layer_step=1), [],
                            {"parameters": ["router.weight", "experts.gate_up_proj"]}),
-    "lora-ends": ("gemma", small(head_dim=8, num_key_value_heads=1, tie_word_embeddings=False), ["embed_tokens", "lm_head", "v_proj"], {}),
-    "lora-ends-tied": ("gemma3_text", small(num_hidden_layers=1, query_pre_attn_scalar=20), ["embed_tokens", "lm_head", "q_proj"],
+    "lora-dora": ("llama", variant(num_hidden_layers=1, attention_bias=True), QKVO + ["up_proj"],
+                  {"lora": {"use_dora": True, "rank_pattern": {"q_proj": 2}}}),
+    "lora-dora-fused": ("phi3", variant(num_hidden_layers=1), ["qkv_proj", "gate_up_proj"],
+                        {"drop": ["head_dim"], "lora": {"use_dora": True, "use_rslora": True}}),
+    "lora-bias": ("qwen2", variant(num_hidden_layers=1), ["q_proj", "v_proj", "o_proj"],
+                  {"drop": ["head_dim"], "lora": {"bias": "lora_only"}}),
+    "lora-bias-dora": ("starcoder2", variant(num_hidden_layers=1), ["k_proj", "c_proj"],
+                       {"drop": ["head_dim"], "lora": {"bias": "lora_only", "use_dora": True}}),
+    "lora-ends": ("gemma", variant(head_dim=8, num_key_value_heads=1, tie_word_embeddings=False), ["embed_tokens", "lm_head", "v_proj"], {}),
+    "lora-ends-tied": ("gemma3_text", variant(num_hidden_layers=1, query_pre_attn_scalar=20), ["embed_tokens", "lm_head", "q_proj"],
                        {"lora": {"rank_pattern": {"embed_tokens": 2}}}),
-    "lora-whole": ("llama", small(num_hidden_layers=1), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}),
-    "lora-whole-tied": ("qwen3", small(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens"]}}),
-    "lora-rows": ("granite", small(num_hidden_layers=1, num_attention_heads=2, embedding_multiplier=6.0, logits_scaling=3.0, residual_multiplier=0.3,
+    "lora-whole": ("llama", variant(num_hidden_layers=1), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}),
+    "lora-whole-tied": ("qwen3", variant(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens"]}}),
+    "lora-rows": ("granite", variant(num_hidden_layers=1, num_attention_heads=2, embedding_multiplier=6.0, logits_scaling=3.0, residual_multiplier=0.3,
                                    attention_multiplier=0.2), ["o_proj"],
                   {"drop": ["head_dim"], "lora": {"trainable_token_indices": [17, 4, 90]}}),
-    "lora-rows-tied": ("llama", small(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"],
+    "lora-rows-tied": ("llama", variant(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"],
                        {"lora": {"trainable_token_indices": {"embed_tokens": [17, 4, 90]}}}),
 })
 
@@ -466,7 +474,8 @@ def make(name, out, seed):
             saved[key].sort()  # were sets
     json.dump(saved, open(path, "w"), indent=2, sort_keys=True)
     ids = options.get("ids", built.get_text_config().vocab_size)
-    rows = rows_of(seed, options.get("rows", [21] if "gguf" in options else [29, 17]), ids)
+    usual = [9, 7] if name.startswith("lora-") else [21] if "gguf" in options else [29, 17]
+    rows = rows_of(seed, options.get("rows", usual), ids)
     trained = sum(int((labels[1:] != -100).sum()) for _, labels in rows)
     expected, total = {}, 0.0
     for i, (ids, labels) in enumerate(rows):
