@@ -254,7 +254,7 @@ PACKED = r"(\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_scale|weight
 
 # Variants of LoRA, on small models of families that are compared above.
 CASES.update({
-    "lora-router": ("qwen3_moe", variant(moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2), ["q_proj", "o_proj"],
+    "lora-router": ("qwen3_moe", variant(moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True), ["q_proj", "o_proj"],
                     {"parameters": ["mlp.gate.weight", "experts.down_proj"],
                      "lora": {"rank_pattern": {"gate.weight": 2, "layers.0.*down_proj": 4}, "alpha_pattern": {"^model.layers.1.*o_proj": 3}}}),
     "lora-router-gpt-oss": ("gpt_oss", variant(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=1),
@@ -270,7 +270,8 @@ CASES.update({
                   {"drop": ["head_dim"], "lora": {"bias": "lora_only"}}),
     "lora-bias-dora": ("starcoder2", variant(num_hidden_layers=1), ["k_proj", "c_proj"],
                        {"drop": ["head_dim"], "lora": {"bias": "lora_only", "use_dora": True}}),
-    "lora-ends": ("gemma", variant(head_dim=8, num_key_value_heads=1, tie_word_embeddings=False), ["embed_tokens", "lm_head", "v_proj"], {}),
+    "lora-ends": ("granite", variant(num_hidden_layers=1, embedding_multiplier=6.0, logits_scaling=3.0), ["embed_tokens", "lm_head", "v_proj"],
+                  {"drop": ["head_dim"]}),
     "lora-ends-tied": ("gemma3_text", variant(num_hidden_layers=1, query_pre_attn_scalar=20), ["embed_tokens", "lm_head", "q_proj"],
                        {"lora": {"rank_pattern": {"embed_tokens": 2}}}),
     "lora-whole": ("llama", variant(num_hidden_layers=1), ["o_proj"], {"lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}),
