@@ -89,8 +89,8 @@ int adapter_add_part(struct adapter *adapter, struct adapter_module *m, enum ada
 // --- PEFT folder (formats.md 6): adapter_config.json + adapter_model.safetensors, F32, HF row order. Made when
 // missing; each file is replaced whole, the tensors first, and read back before it gets its name.
 int peft_write(const char *folder, const struct adapter *adapter, struct error *err);
-// Reads and checks against the model: peft_type, unknown modules, missing halves, shapes, non-finite values. Refuses
-// by name what would change the result: DoRA, modules_to_save, biases, token rows, patterns are honoured or refused.
+// Reads and checks against the model: peft_type, unknown modules, missing halves, shapes, non-finite values. What would
+// change the result is honoured or refused by name: patterns, DoRA, biases, modules_to_save, token rows are honoured.
 int peft_read(const char *folder, const struct model *model, struct adapter *out, struct error *err);
 // The same for bytes; `name` stands for the folder in messages.
 int peft_parse(const char *name, const struct text *config, const uint8_t *tensors, size_t length,

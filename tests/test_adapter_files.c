@@ -420,7 +420,7 @@ TEST(peft_refuses_by_name) {
     } cases[] = {
         {"\"LORA\"", "\"IA3\"", "peft_type"},
         {"\"peft_type\"", "\"peft_typo\"", "peft_type"},
-        {"\"use_dora\": false", "\"use_dora\": true", "DoRA"},
+        {"\"use_dora\": false", "\"use_dora\": true", "use_dora is set, but tensor"},
         {"\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"},
         {"\"modules_to_save\": null", "\"modules_to_save\": []", NULL},
         {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},

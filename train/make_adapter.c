@@ -285,5 +285,13 @@ int trainer_make_adapter(struct trainer *t, struct error *err) {
     if (!c->lora_model_dir) lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
     t->adapter.dropout = (float)c->lora_dropout;
     t->adapter.base_name = base_name(t);
+    for (int i = 0; i < t->adapter.n_modules && t->config->loraplus_lr_ratio != CONFIG_UNSET; i++) {
+        const struct adapter_module *m = &t->adapter.modules[i];
+        if (m->module->layer < 0)
+            return error_set(err, STATUS_CONFIG,
+                             "loraplus_lr_ratio: %s is trained, too, whose own rate (loraplus_lr_embedding) is not in "
+                             "this version",
+                             m->module->hf_name);
+    }
     return check_dropout(&t->adapter, err);
 }
