@@ -12,8 +12,8 @@
 #include <time.h>
 
 #define FIXTURES "tests/fixtures/tokenizers"
-static const char *const names[] = {"deepseek", "gemma", "llama2", "llama3", "mistral",
-                                    "odd",      "phi",   "plain",  "qwen2",  "starcoder"};
+static const char *const names[] = {"deepseek", "gemma", "llama2", "llama3", "mistral",  "odd",
+                                    "phi",      "plain", "qwen2",  "spare",  "starcoder"};
 
 static struct vocab_source source_of(const char *folder) {
     return (struct vocab_source){
@@ -235,6 +235,23 @@ TEST(any_text_has_ids_and_spans_in_order) {
         }
         tokenizer_close(t);
     }
+    text_free(&text);
+}
+
+// What a normaliser puts in comes from the character before it, all of whose bytes come first.
+TEST(spans_of_inserted_text_stay_in_order) {
+    struct text json = {0}, text = {0};
+    struct error err = {0};
+    text_add(&json,
+             "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"(?=x)\"},\"content\":\"-\"},\"model\":{"
+             "\"vocab\":{\"a\":0,\"x\":1,\"-\":2,\"\xC3\xA9\":3},\"merges\":[]}}");
+    const struct vocab_source s = source_of_json(json.data);
+    struct tokenizer *t = tokenizer_open(&s, &err);
+    CHECK_MSG(t != NULL, "%s", err.text);
+    text_add(&text, "x\xC3\xA9xa\xC3\xA9xx");
+    if (t) check_any(t, &text, false);
+    tokenizer_close(t);
+    text_free(&json);
     text_free(&text);
 }
 
@@ -589,7 +606,8 @@ TEST(every_allocation_may_fail) {
 }
 
 TEST_MAIN(CASE(folders_equal_the_reference), CASE(scores_equal_the_reference),
-          CASE(any_text_has_ids_and_spans_in_order), CASE(invalid_utf8_is_refused), CASE(a_long_line_costs_linear_time),
+          CASE(any_text_has_ids_and_spans_in_order), CASE(spans_of_inserted_text_stay_in_order),
+          CASE(invalid_utf8_is_refused), CASE(a_long_line_costs_linear_time),
           CASE(steps_that_are_not_known_are_refused_by_name), CASE(expressions_that_differ_are_refused_by_name),
           CASE(vocabularies_that_contradict_themselves_are_refused), CASE(a_file_cut_anywhere_is_refused),
           CASE(other_files_of_a_folder), CASE(tokens_without_a_row), CASE(an_unknown_token_that_does_not_exist),

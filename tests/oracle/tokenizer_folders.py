@@ -67,7 +67,8 @@ def spelled(text):
     return "".join(w for w, _ in pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text))
 
 
-def build(byte_level, size, normalizer, pre, added, start=(), rare=0, strings=False, bos=None, extra_words=(), **flags):
+def build(byte_level, size, normalizer, pre, added, start=(), rare=0, strings=False, bos=None, extra_words=(), extra_merges=(),
+          **flags):
     """tokenizer.json as a dict.  added: (text, flags) with flags out of s(pecial) n(ormalized) w(ord) l(strip) r(strip).
     rare: this many of the last characters are taken out of the vocabulary, with the merges that need them."""
     lines = [w for s in TEXTS for w in s.split(" ")]
@@ -80,6 +81,9 @@ def build(byte_level, size, normalizer, pre, added, start=(), rare=0, strings=Fa
         merges = [m for m in merges if m[0] in vocab and m[1] in vocab and m[0] + m[1] in vocab]
     for word in extra_words:
         vocab.setdefault(word, len(vocab))
+    for left, right in extra_merges:
+        vocab.setdefault(left + right, len(vocab))
+        merges.append([left, right])
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
              "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
              "merges": [" ".join(m) for m in merges] if strings else merges}
@@ -146,6 +150,11 @@ FIXTURES = {
                           sequence("pre", metaspace("always", True), split(r"[0-9]{2,3}+", "Contiguous"), split("-", "MergedWithNext"),
                                    split(r"[.,;]", "MergedWithPrevious"), split("x", "Removed")),
                           start=["<unk>"], rare=20, unk_token="<unk>", fuse_unk=False, added=[("<unk>", "s"), ("word", "wn"), (" \n", "l")]), {}),
+    # Tokens across spaces, matches without a character, pieces that become empty, unknown characters in a row.
+    "spare": lambda: (build(False, 300, sequence("normal", {"type": "Replace", "pattern": {"String": "#"}, "content": ""}, *LEGACY["normalizers"]),
+                            split("(?=[A-Z])"), start=["<unk>"], rare=25, unk_token="<unk>", fuse_unk=True,
+                            extra_merges=[("e", MARK), ("s", MARK), ("e" + MARK, "a"), (MARK, "e" + MARK)],
+                            added=[("<unk>", "s"), ("<s>", "s"), ("</s>", "s")]), {}),
     "plain": lambda: (build(True, 300, None, {**BYTES, "add_prefix_space": True, "use_regex": True}, rare=9, added=[("<s>", "sn")]), {}),
 }
 
@@ -258,7 +267,7 @@ def main():
         fixture, files = make()
         reference = write(a.out / name, fixture, files)
         special = [e["content"] for e in fixture["added_tokens"]]
-        chosen = texts.GOLDEN + [f"a{t} b" for t in special] + [f" x {t}\n {t}y{t}" for t in special] + list(texts.strings(90, number, special, TEXTS))
+        chosen = texts.GOLDEN + [f"a{t} b" for t in special] + [f" x {t}\n {t}y{t}" for t in special] + ["the a", "s a e e e", "#", "# #", "<s>#</s>", "ABc Dé"] + list(texts.strings(90, number, special, TEXTS))
         chosen = [t for t in dict.fromkeys(chosen) if len(t) < 200]
         out = {**expectations(reference, files, fixture), "cases": [case(reference, t) for t in chosen]}
         lines = ",\n".join(json.dumps(c, ensure_ascii=False, separators=(",", ":")) for c in out.pop("cases"))
