@@ -598,6 +598,84 @@ def token_rows():
     expect(65, "tokens.jsonl:21", args=["train", f"{t}/config.yml", *args, f"output_dir={t}/x"])
 
 
+LLAMA = "tests/fixtures/families/llama"  # a folder without a tokenizer
+
+
+def small_run(folder, base, **data):
+    config = {"base_model": base, "adapter": "lora", "lora_target_linear": True, "datasets": [data], "val_set_size": 2, "sequence_len": 64,
+              "num_epochs": 1, "micro_batch_size": 2, "learning_rate": 1e-3, "float32": True, "output_dir": f"{folder}/out"}
+    with open(f"{folder}/config.yml", "w") as f:
+        json.dump(config, f)
+    return f"{folder}/config.yml"
+
+
+@case
+def base_without_a_tokenizer():
+    folder = os.path.join(work, "bare")
+    os.makedirs(folder)
+    with open(f"{folder}/tokens.jsonl", "w") as f:
+        f.writelines(json.dumps({"input_ids": [(i * k) % 100 for k in range(30)], "labels": [(i * k) % 100 for k in range(30)]}) + "\n" for i in range(1, 9))
+    with open(f"{folder}/chat.jsonl", "w") as f:
+        f.write(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n")
+    with open(f"{folder}/alpaca.jsonl", "w") as f:
+        f.write(json.dumps({"instruction": "a", "input": "", "output": "b"}) + "\n")
+    config = small_run(folder, LLAMA, path=f"{folder}/tokens.jsonl")
+    why = "the base has no tokenizer"
+    expect(0, why, args=["train", config])
+    expect(0, why, args=["eval", config, "--adapter", f"{folder}/out"])
+    r = expect(0, args=["check", config])
+    check("train  label" in r.stdout, r.stdout[:300])
+    expect(65, why, "generate_samples", args=["train", config, f"output_dir={folder}/x", "generate_samples=true", "evals_per_epoch=1"])
+    expect(65, why, args=["chat", "--base", LLAMA, "--prompt", "hi"])
+    for kind in ("chat_template", "alpaca"):
+        path = f"{folder}/{'chat' if kind == 'chat_template' else kind}.jsonl"
+        expect(65, path, why, "input_ids and labels", args=["train", small_run(folder, LLAMA, path=path, type=kind), f"output_dir={folder}/x"])
+    # A tokenizer that cannot be used is no better than none, and says why.
+    base = f"{folder}/base"
+    shutil.copytree(LLAMA, base)
+    with open(f"{base}/tokenizer.json", "w") as f:
+        f.write('{"model": {"type": "Unigram", "vocab": []}}')
+    expect(0, "Unigram", args=["train", small_run(folder, base, path=f"{folder}/tokens.jsonl"), f"output_dir={folder}/y"])
+    expect(65, "Unigram", args=["chat", "--base", base, "--prompt", "hi"])
+
+
+def byte_tokenizer():
+    """96 characters as tokens, ChatML's two, and no merges: it fits 101 rows."""
+    characters = [chr(c) for c in range(0x21, 0x7f)] + ["\u0120", "\u010a"]
+    added = [{"id": 96 + i, "content": t, "special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+             for i, t in enumerate(["<|im_start|>", "<|im_end|>"])]
+    return {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(characters)}, "merges": []}}
+
+
+@case
+def folder_with_a_tokenizer():
+    folder = os.path.join(work, "folder")
+    base = f"{folder}/base"
+    shutil.copytree(LLAMA, base)
+    with open(f"{base}/tokenizer.json", "w") as f:
+        json.dump(byte_tokenizer(), f)
+    with open(f"{base}/tokenizer_config.json", "w") as f:
+        json.dump({"eos_token": "<|im_end|>", "bos_token": None}, f)
+    with open(f"{base}/chat_template.jinja", "w") as f:
+        f.write("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+                "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    with open(f"{folder}/chat.jsonl", "w") as f:
+        f.writelines(json.dumps({"messages": [{"role": "user", "content": f"a{i}"}, {"role": "assistant", "content": f"b{i}"}]}) + "\n" for i in range(8))
+    config = small_run(folder, base, path=f"{folder}/chat.jsonl", type="chat_template")
+    r = expect(0, args=["check", config, "--json"])
+    row = json.loads(r.stdout.splitlines()[0])
+    n = row["row"]
+    names = {0x20: 94, 0x0a: 95}
+    def ids(text):
+        return [names.get(ord(c), ord(c) - 0x21) for c in text]
+    want = [96, *ids(f"user\na{n}"), 97, *ids("\n"), 96, *ids(f"assistant\nb{n}"), 97, *ids("\n")]
+    check(row["ids"] == want, f"{row['ids']} {want}")
+    check([i for i, t in zip(row["ids"], row["trained"]) if t] == [*ids(f"b{n}"), 97], row)
+    expect(0, args=["train", config])
+    expect(0, args=["chat", "--base", base, "--adapter", f"{folder}/out", "--prompt", "hi", "--max-tokens", "4"])
+
+
 @case
 def same_bytes_for_any_thread_count():
     t = tiny("threads")

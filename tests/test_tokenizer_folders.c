@@ -553,6 +553,33 @@ TEST(tokens_without_a_row) {
     mem_free(json);
 }
 
+// The fuzzer's seeds (a tokenizer.json, a NUL, a text), as it runs them.
+TEST(seeds_of_the_fuzzer) {
+    static const char folder[] = "tests/fuzz/tokenizer";
+    struct error err = {0};
+    char **seeds, path[300];
+    size_t n, opened = 0;
+    CHECK_MSG(file_list(folder, &seeds, &n, &err) == 0, "%s", err.text);
+    for (size_t i = 0; i < n && !test_failed(); i++) {
+        struct text seed, text = {0};
+        snprintf(path, sizeof path, "%s/%s", folder, seeds[i]);
+        CHECK_MSG(file_read(path, 1 << 20, &seed, &err) == 0, "%s", err.text);
+        size_t length = strlen(text_str(&seed));
+        struct vocab_source s = source_of_json(text_str(&seed));
+        struct tokenizer *t = tokenizer_open(&s, &err);
+        if (t && length < seed.length) text_append(&text, seed.data + length + 1, seed.length - length - 1);
+        if (t) check_any(t, &text, false);
+        CHECK(t || (err.code == STATUS_DATA && err.text[0]));
+        opened += t != NULL;
+        err = (struct error){0};
+        tokenizer_close(t);
+        text_free(&text);
+        text_free(&seed);
+    }
+    CHECK_MSG(n >= 7 && opened >= 5, "%zu of %zu seeds opened", opened, n);
+    file_list_free(seeds, n);
+}
+
 TEST(an_unknown_token_that_does_not_exist) {
     static const char lacking[] =
         "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]}}";
@@ -610,5 +637,5 @@ TEST_MAIN(CASE(folders_equal_the_reference), CASE(scores_equal_the_reference),
           CASE(invalid_utf8_is_refused), CASE(a_long_line_costs_linear_time),
           CASE(steps_that_are_not_known_are_refused_by_name), CASE(expressions_that_differ_are_refused_by_name),
           CASE(vocabularies_that_contradict_themselves_are_refused), CASE(a_file_cut_anywhere_is_refused),
-          CASE(other_files_of_a_folder), CASE(tokens_without_a_row), CASE(an_unknown_token_that_does_not_exist),
-          CASE(every_allocation_may_fail))
+          CASE(other_files_of_a_folder), CASE(tokens_without_a_row), CASE(seeds_of_the_fuzzer),
+          CASE(an_unknown_token_that_does_not_exist), CASE(every_allocation_may_fail))
