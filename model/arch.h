@@ -95,9 +95,10 @@ struct arch {
     float norm_eps;
     bool norm_plus_one; // weights of norms are stored less 1
     float embed_scale, logit_scale, final_soft_cap, residual_scale;
-    bool tied;         // the head is the embedding
-    bool extra_layers; // the files may hold layers beyond these, which predict further tokens: not used
-    bool parallel;     // attention and MLP read the same norm, and both are added
+    bool tied;                 // the head is the embedding
+    bool extra_layers;         // the files may hold layers beyond these, which predict further tokens: not used
+    bool parallel;             // attention and MLP read the same norm, and both are added
+    bool norm_bias, head_bias; // what a config.json promises; a file's own biases are taken in any case
     int n_ropes;
     struct rope_arch rope[ARCH_MAX_ROPES];
     struct latent_arch latent;

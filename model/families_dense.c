@@ -215,6 +215,7 @@ void map_starcoder2(struct hparams *h, struct arch *a) { // layer norms, no gate
                                  .tied = true,
                                  .act = "gelu_pytorch_tanh"});
     a->norm = NORM_LAYER;
+    a->norm_bias = true;
     bool bias = hp_bool(h, "use_bias", NULL, true);
     biases(h, a, bias, bias, bias);
     int64_t window = hp_int(h, "sliding_window", NULL, 0, INT32_MAX, 0);

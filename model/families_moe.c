@@ -78,6 +78,7 @@ void map_phimoe(struct hparams *h, struct arch *a) { // layer norms with biases,
         h, a,
         &(struct common){.kv_heads = 8, .eps = 1e-5, .eps_gguf = "attention.layer_norm_rms_epsilon", .theta = 1e6});
     a->norm = NORM_LAYER;
+    a->norm_bias = true, a->head_bias = hp_bool(h, "lm_head_bias", NULL, false);
     map_experts(h, a, "intermediate_size");
     bool bias = hp_bool(h, "attention_bias", NULL, false);
     int64_t window = hp_int(h, "sliding_window", NULL, 0, INT32_MAX, 0);

@@ -462,6 +462,11 @@ static void add_module(struct loader *l, const struct row *r) {
 
 // --- the layer, and what is outside of layers
 
+// Without a file to look into, what config.json promises is there.
+static bool promised(const struct loader *l, bool bias) {
+    return l->base->kind == BASE_SHAPES && bias;
+}
+
 static void take_norms(struct loader *l, int layer) {
     const struct arch *a = &l->model->arch;
     const struct layer_arch *y = &a->layer[layer];
@@ -480,7 +485,8 @@ static void take_norms(struct loader *l, int layer) {
                                 : weight_name(l, "%s%s.%d.%s", l->root, layers, layer, n->hf);
         l->model->layer[layer].norm[n->site].w = vector(l, weight_name(l, "%s.weight", stem), 1, cols, true);
         if (a->norm == NORM_LAYER)
-            l->model->layer[layer].norm[n->site].bias = vector(l, weight_name(l, "%s.bias", stem), 1, cols, false);
+            l->model->layer[layer].norm[n->site].bias =
+                vector(l, weight_name(l, "%s.bias", stem), 1, cols, promised(l, a->norm_bias));
     }
 }
 
@@ -545,7 +551,8 @@ void loader_take_ends(struct loader *l) {
     const char *norm = gguf ? "output_norm" : weight_name(l, "%s%s", l->root, f->hf_norm ? f->hf_norm : "norm");
     if (f->norms[0].hf) { // families without any norm weights have none here either
         m->final_norm = vector(l, weight_name(l, "%s.weight", norm), 1, a->width, true);
-        if (a->norm == NORM_LAYER) m->final_norm_bias = vector(l, weight_name(l, "%s.bias", norm), 1, a->width, false);
+        if (a->norm == NORM_LAYER)
+            m->final_norm_bias = vector(l, weight_name(l, "%s.bias", norm), 1, a->width, promised(l, a->norm_bias));
     }
     const char *head = base_find(l->base, "language_model.lm_head.weight", NULL) ? "language_model.lm_head" : "lm_head";
     w = new_weights(l, 1, head_segment);
@@ -564,7 +571,8 @@ void loader_take_ends(struct loader *l) {
     fill(w, has ? found : *m->embed); // tied: the same bytes as a weight of the head's segment
     m->head = w;
     if (has) count(l, w, 1);
-    if (f->head_bias) m->head_bias = vector(l, gguf ? "output.bias" : "lm_head.bias", 1, a->vocab, false);
+    if (f->head_bias)
+        m->head_bias = vector(l, gguf ? "output.bias" : "lm_head.bias", 1, a->vocab, promised(l, a->head_bias));
     add_end(l, MODULE_EMBEDDING, weight_name(l, "%s%s", l->module_root, f->hf_embed ? f->hf_embed : "embed_tokens"),
             "token_embd.weight", m->embed);
     add_end(l, MODULE_HEAD, weight_name(l, "%slm_head", l->head_root), a->tied ? "token_embd.weight" : "output.weight",

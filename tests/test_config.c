@@ -615,21 +615,28 @@ TEST(files) {
     text_free(&big);
 }
 
-TEST(recipes_load) {
+static size_t load_recipes(const char *folder) {
     char **names = NULL;
     size_t count = 0, loaded = 0;
-    CHECK_INT(file_list("configs/recipes", &names, &count, NULL), 0);
+    CHECK_INT(file_list(folder, &names, &count, NULL), 0);
     for (size_t i = 0; i < count; i++) {
         char path[300];
-        snprintf(path, sizeof path, "configs/recipes/%s", names[i]);
+        size_t length = strlen(names[i]);
+        if (length < 4 || strcmp(names[i] + length - 4, ".yml") != 0) continue;
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
         err = (struct error){0};
         CHECK_MSG(config_load(path, 0, NULL, &config, &err) == 0, "%s", err.text);
         CHECK_MSG(config.notices.count == 0, "%s: %s", path, config.notices.count ? config.notices.items[0] : "");
         config_free(&config);
         loaded++;
     }
-    CHECK(loaded >= 1);
     file_list_free(names, count);
+    return loaded;
+}
+
+TEST(recipes_load) {
+    CHECK(load_recipes("configs/recipes") >= 1);
+    CHECK(load_recipes("configs/recipes/models") >= 60);
 }
 
 // Every allocation fails once, then for ever: an error, nothing left behind, no crash.
