@@ -84,6 +84,7 @@ fixtures: base # committed expectations and tables, made again by the pinned ver
 	@bash tests/peers/llama_cpp.sh && $(VENV)/bin/python tests/oracle/families.py tests/fixtures/families
 	@$(VENV)/bin/python tests/oracle/gguf_families.py --fixtures cache/llama.cpp-9993 tests/fixtures/families
 	@$(VENV)/bin/python tests/peers/quantized.py --golden tests/fixtures/quantized.json
+	@$(VENV)/bin/python tests/oracle/shapes.py --golden tests/fixtures/shapes.json # ten minutes: DeepSeek V3 has 44,544 experts
 quickstart: base
 	@$(MAKE) --no-print-directory -j2 all
 	@bash examples/orders/quickstart.sh

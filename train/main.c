@@ -11,6 +11,9 @@ const struct command command_table[] = {
      "  --resume      continue the newest verified checkpoint of output_dir\n"
      "  --overwrite   replace what an earlier run left in output_dir\n"},
     {"plan", "CONFIG.yml [key=value ...]", "memory by class, FLOPs, predicted time; reads no weights", command_plan,
+     "base_model may be a config.json alone (configs/shapes has those of public models): then the base is counted too, "
+     "by\n"
+     "format, the data is not read, and no time is predicted.\n"
      "  --json        one JSON object\n"},
     {"check", "CONFIG.yml [key=value ...]", "render rows token by token, lint the whole dataset", command_check,
      "  --row N       show row N (default: the first three)\n"

@@ -3,7 +3,6 @@
 
 #include "adapters/lora.h"
 #include "data/json.h"
-#include "data/packing.h"
 #include "train/trainer.h"
 
 #include <math.h>
@@ -82,7 +81,7 @@ static int make(const struct run_config *c, struct shape_plan *p, struct error *
     if (p->rows > INT32_MAX / 2)
         return error_set(err, STATUS_CONFIG, "micro_batch_size %lld x sequence_len %lld is too large a micro-batch",
                          (long long)c->micro_batch_size, (long long)c->sequence_len);
-    p->sequences = c->micro_batch_size * (c->sample_packing ? PACK_MOST_SAMPLES : 1);
+    p->sequences = c->micro_batch_size; // rows that one document fills: the most work that attention can have
     if (record_step(c, p, false, err) || record_step(c, p, true, err)) return -1;
     p->checkpoints = c->gradient_checkpointing == CONFIG_TRUE;
     if (c->gradient_checkpointing == CONFIG_AUTO) p->checkpoints = shape_plan_peak(p, false) > memory_available();
@@ -155,35 +154,43 @@ void shape_plan_json(const struct shape_plan *p, struct text *out) {
     text_char(out, '\n');
 }
 
-static double gib(uint64_t bytes) {
-    return (double)bytes / (1024.0 * 1024.0 * 1024.0);
+// Small models are told in MiB, others in GiB.
+struct unit {
+    const char *name;
+    double bytes;
+};
+
+static void put_row(const char *name, uint64_t without, uint64_t with, struct unit u, struct text *out) {
+    text_printf(out, "  %-40s %12.2f %10.2f\n", name, (double)without / u.bytes, (double)with / u.bytes);
 }
 
 void shape_plan_text(const struct shape_plan *p, struct text *out) {
     const struct model *m = &p->session.model;
+    const struct shape_memory *without = &p->memory[false], *with = &p->memory[true];
     double total = (double)m->total_parameters;
-    text_printf(out, "base        %s: %s, shapes without weights, %.3f G parameters\n", m->name, m->arch.model_type,
-                total / 1e9);
-    text_printf(out, "            linears %.3f G, embedding and head %.3f G, norms, biases and routers %.3f M\n",
-                (double)p->base.linears / 1e9, (double)p->base.ends / 1e9, (double)p->base.others / 1e6);
+    uint64_t base = p->base.bytes[p->storage], large = (uint64_t)4 << 30;
+    struct unit u = shape_plan_peak(p, false) < large ? (struct unit){"MiB", 0x1p20} : (struct unit){"GiB", 0x1p30};
+    text_printf(out, "base        %s: %s, shapes without weights, %.3f M parameters\n", m->name, m->arch.model_type,
+                total / 1e6);
+    text_printf(out, "            linears %.3f M, embedding and head %.3f M, norms, biases and routers %.3f M\n",
+                (double)p->base.linears / 1e6, (double)p->base.ends / 1e6, (double)p->base.others / 1e6);
     text_printf(out, "adapter     %lld trainable parameters on %d modules, %.4f %% of all\n", (long long)p->trainable,
                 p->adapter.n_modules, 100 * (double)p->trainable / (total + (double)p->trainable));
     text_printf(out, "step        %lld tokens a micro-batch, %s, %d threads; data is not read\n\n", (long long)p->rows,
                 dtype_name(p->session.options.dtype), p->session.threads);
-    text_add(out, "base held as                        GiB\n");
+    text_printf(out, "base held as                        %s\n", u.name);
     for (int s = 0; s < STORAGE_COUNT; s++)
-        text_printf(out, "  %-30s %8.2f%s\n", base_storage_name(s), gib(p->base.bytes[s]),
+        text_printf(out, "  %-30s %9.2f%s\n", base_storage_name(s), (double)p->base.bytes[s] / u.bytes,
                     s == (int)p->storage ? "  <- this configuration" : "");
-    text_printf(out, "\nmemory at the peak, GiB; gradient_checkpointing:  false%s      true%s\n",
+    text_printf(out, "\nmemory at the peak, %s; gradient_checkpointing:  false%s      true%s\n", u.name,
                 p->checkpoints ? " " : "*", p->checkpoints ? "*" : "");
-    text_printf(out, "  %-40s %12.2f %10.2f\n", "base", gib(p->base.bytes[p->storage]), gib(p->base.bytes[p->storage]));
+    put_row("base", base, base, u, out);
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
-        const size_t *without = p->memory[false].classes, *with = p->memory[true].classes;
-        if (without[i] || with[i])
-            text_printf(out, "  %-40s %12.2f %10.2f\n", plan_class_name(i), gib(without[i]), gib(with[i]));
+        if (without->classes[i] || with->classes[i])
+            put_row(plan_class_name(i), without->classes[i], with->classes[i], u, out);
     }
-    text_printf(out, "  %-40s %12.2f %10.2f\n", "peak", gib(shape_plan_peak(p, false)), gib(shape_plan_peak(p, true)));
-    text_printf(out, "  %-40s %12.2f %10.2f\n", "GFLOP per token", p->memory[false].flops_per_token / 1e9,
-                p->memory[true].flops_per_token / 1e9);
+    put_row("peak", shape_plan_peak(p, false), shape_plan_peak(p, true), u, out);
+    text_printf(out, "  %-40s %12.2f %10.2f\n", "GFLOP per token", without->flops_per_token / 1e9,
+                with->flops_per_token / 1e9);
     text_add(out, "* this configuration. Not counted: program and data, evaluation, generation.\n");
 }

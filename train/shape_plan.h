@@ -1,5 +1,6 @@
 // The memory plan of a training step for a base that is only shapes: a config.json without weights. Nothing is
-// allocated by the number of parameters and no data is read: a micro-batch is micro_batch_size x sequence_len tokens.
+// allocated by the number of parameters and no data is read: a micro-batch is micro_batch_size documents of
+// sequence_len tokens.
 #pragma once
 
 #include "adapters/adapter.h"

@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(quants tables quantized families tokens templates peft_oracle hot_swap quickstart)
+test ${#suites[@]} -gt 0 || suites=(quants tables quantized families shapes tokens templates peft_oracle hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
@@ -46,7 +46,7 @@ trap 'rm -f "$log"' EXIT
 for suite in "${suites[@]}"; do
     echo "--- $suite"
     start=$SECONDS
-    arguments=()
+    script=tests/peers/$suite.py arguments=()
     case $suite in
     quants) arguments=(--dump "$dumps/quants_dump") ;;
     tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000 --folders 60) ;;
@@ -54,8 +54,9 @@ for suite in "${suites[@]}"; do
     quantized) arguments=(--graft "${BUILD:-build}/graft") ;;
     families) arguments=(--dump "$dumps/families_dump" --llama-cpp cache/llama.cpp-9993) ;;
     tables) arguments=(--dump "$dumps/tables_dump") ;;
+    shapes) script=tests/oracle/shapes.py arguments=(--check tests/fixtures/shapes.json 4) ;;
     esac
-    "$GRAFT_VENV/bin/python" "tests/peers/$suite.py" "${arguments[@]}" 2>&1 | tee "$log"
+    "$GRAFT_VENV/bin/python" "$script" "${arguments[@]}" 2>&1 | tee "$log"
     count "$suite" "${PIPESTATUS[0]}" "$log" "$start"
 done
 printf '%s' "$times"

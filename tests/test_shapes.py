@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""`graft plan` on bases that are only a config.json: parameters, adapters and bytes against the table that transformers
+and PEFT made (tests/fixtures/shapes.json, by tests/oracle/shapes.py), and what is refused. Closes with "N passed, N failed,
+N skipped". BUILD names the build folder (default build)."""
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+GRAFT = os.environ.get("GRAFT", f"{os.environ.get('BUILD', 'build')}/graft")
+SHAPES = "configs/shapes"
+TABLE = "tests/fixtures/shapes.json"
+SECONDS, MEMORY = 10, 300 << 20  # of one plan: far above what it takes, far below anything that grows with the parameters
+work = tempfile.mkdtemp(prefix="graft-shapes-")
+CONFIG = """adapter: lora
+lora_alpha: 32
+learning_rate: 1e-4
+sequence_len: 512
+bf16: true
+threads: 2
+datasets:
+  - path: rows.jsonl
+    type: chat_template
+"""
+
+
+class Failed(Exception):
+    pass
+
+
+def check(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def graft(*arguments, code=0):
+    r = subprocess.run([GRAFT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    check(r.returncode == code, f"{arguments}: exit {r.returncode}, wanted {code}: {r.stderr[-500:]}")
+    return r
+
+
+def config():
+    path = f"{work}/config.yml"
+    if not os.path.exists(path):
+        with open(path, "w") as f:
+            f.write(CONFIG)
+    return path
+
+
+def plan(base, *more):
+    return json.loads(graft("plan", config(), "--json", f"base_model={base}", *more).stdout)
+
+
+def targets(t):
+    names = ["lora_target_linear=true"] if t["targets"] == "all-linear" else [f"lora_target_modules=[{', '.join(t['targets'])}]"]
+    return [f"lora_r={t['r']}", *names]
+
+
+def model(name, expected):
+    begin = time.monotonic()
+    for t in expected["trainable"]:
+        got = plan(f"{SHAPES}/{name}.json", *targets(t))
+        check(got["total_parameters"] == expected["total"], f"{got['total_parameters']} parameters, transformers: {expected['total']}")
+        check(got["trainable_parameters"] == t["parameters"],
+              f"r {t['r']} on {t['targets']}: {got['trainable_parameters']} trainable, PEFT: {t['parameters']}")
+        check(got["base_bytes"] == expected["bytes"], f"bytes {got['base_bytes']}, expected {expected['bytes']}")
+        for key in ("false", "true"):
+            part = got["gradient_checkpointing"][key]
+            check(part["classes"]["base"] == expected["bytes"]["bf16"], "the base is counted as bf16")
+            check(part["peak_bytes"] >= sum(part["classes"].values()), "the peak is less than its classes")
+            check(part["classes"]["adapter"] - 4 * t["parameters"] in range(64), "the adapter is not 4 bytes a parameter")
+        without, kept = got["gradient_checkpointing"]["false"], got["gradient_checkpointing"]["true"]
+        check(kept["classes"]["activations"] < without["classes"]["activations"], "checkpointing saves nothing")
+        check(kept["flops_per_token"] > without["flops_per_token"], "checkpointing costs nothing")
+    check(time.monotonic() - begin < 2 * SECONDS, f"two plans took {time.monotonic() - begin:.1f} s")
+
+
+def every_shape_is_in_the_table():
+    there = {n[:-5] for n in os.listdir(SHAPES) if n.endswith(".json")}
+    check(there == set(table), f"{SHAPES} and {TABLE} differ: {sorted(there ^ set(table))}")
+    listed = {line.split("`")[1][:-5] for line in open(f"{SHAPES}/README.md") if line.startswith("| `")}
+    check(there == listed, f"{SHAPES} and its README.md differ: {sorted(there ^ listed)}")
+
+
+def mistral_as_published():
+    got = plan(f"{SHAPES}/mistral-7b-v0.1.json", "lora_r=16", "lora_target_modules=[q_proj, v_proj]")
+    check(got["trainable_parameters"] == 6815744, got["trainable_parameters"])
+
+
+def four_bits():
+    base = f"{SHAPES}/llama-3.1-8b.json"
+    got = plan(base, "lora_target_linear=true", "load_in_4bit=true", "adapter=qlora", "gradient_checkpointing=true")
+    check(got["base_format"] == "load_in_4bit, double quantised", got["base_format"])
+    check(got["classes"]["base"] == got["base_bytes"]["load_in_4bit, double quantised"], "the base is not counted in 4 bits")
+    check(got["peak_bytes"] == got["gradient_checkpointing"]["true"]["peak_bytes"], "the setting is not followed")
+    text = graft("plan", config(), f"base_model={base}", "lora_target_linear=true", "load_in_4bit=true").stdout
+    for word in ("8030.261 M parameters", "double quantised", "<- this configuration", "GFLOP per token", "20971520 trainable"):
+        check(word in text, f"{word!r} is not in {text}")
+    r = graft("plan", config(), f"base_model={base}", "lora_target_linear=true", "adapter=qlora", code=78)
+    check("load_in_4bit" in r.stderr, r.stderr)
+
+
+def size_follows_the_batch():
+    base = f"{SHAPES}/qwen2.5-0.5b.json"
+    one, two, summed = (plan(base, "lora_target_linear=true", *more) for more in
+                        ([], ["micro_batch_size=2"], ["gradient_accumulation_steps=4"]))
+    check(1.8 < two["classes"]["activations"] / one["classes"]["activations"] < 2.2, "activations do not follow the batch")
+    check(summed["classes"]["gradients"] == 2 * one["classes"]["gradients"], "accumulation needs a second gradient")
+
+
+def as_planned_from_the_files():
+    """The same model once with its weights and data, once as shapes: the same step, so the same memory."""
+    folder = f"{work}/tiny"
+    subprocess.run([f"{os.environ.get('BUILD', 'build')}/tests/make_tiny", folder], check=True)
+    shapes = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 271, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    with open(f"{work}/tiny.json", "w") as f:
+        json.dump(shapes, f)
+    for setting in ("false", "true"):
+        more = ["--json", f"gradient_checkpointing={setting}", "sequence_len=512", "micro_batch_size=2", "generate_samples=false"]
+        files = json.loads(graft("plan", f"{folder}/config.yml", *more).stdout)
+        alone = json.loads(graft("plan", f"{folder}/config.yml", f"base_model={work}/tiny.json", *more).stdout)
+        check(files["total_parameters"] == alone["total_parameters"], f"{files['total_parameters']} and {alone['total_parameters']}")
+        check(files["flops_per_token"] < alone["flops_per_token"], "short documents cost attention more than full rows")
+        for name in ("adapter", "gradients", "optimizer", "activations", "logits"):
+            check(files["classes"][name] == alone["classes"][name], f"{name}: {files['classes'][name]} and {alone['classes'][name]}")
+
+
+def a_folder_with_only_a_config():
+    folder = f"{work}/folder"
+    os.makedirs(folder)
+    shutil.copy(f"{SHAPES}/qwen2.5-0.5b.json", f"{folder}/config.json")
+    check(plan(folder, "lora_target_linear=true")["total_parameters"] == table["qwen2.5-0.5b"]["total"], "another count")
+    for command in (["train", config(), f"base_model={folder}", "lora_target_linear=true", f"output_dir={work}/out"],
+                    ["eval", config(), f"base_model={folder}", "lora_target_linear=true"],
+                    ["chat", "--base", folder, "--prompt", "x"]):
+        r = graft(*command, code=66)
+        for word in (folder, "config.json", "graft plan", "weights"):
+            check(word in r.stderr, f"{command}: {word!r} is not in {r.stderr}")
+    check(not os.path.exists(f"{work}/out"), "train wrote something")
+
+
+def what_is_refused():
+    base = f"{SHAPES}/qwen2.5-0.5b.json"
+    for more, code, word in ((["lora_target_modules=[nonsense]"], 78, "nonsense"), (["lora_target_linear=true", "lora_r=0"], 78, "lora_r"),
+                             (["lora_model_dir=somewhere"], 78, "lora_model_dir"),
+                             (["lora_target_linear=true", "peft_layers_to_transform=[24]"], 78, "24"),
+                             (["lora_target_linear=true", "micro_batch_size=2000000", "sequence_len=8192"], 78, "micro_batch_size")):
+        r = graft("plan", config(), f"base_model={base}", *more, code=code)
+        check(word in r.stderr, f"{more}: {word!r} is not in {r.stderr}")
+    for change, word in (({"model_type": "perceptron"}, "perceptron"), ({"hidden_size": -1}, "hidden_size"), ({"num_hidden_layers": 5000}, "num_hidden_layers"),
+                         ({"vocab_size": None}, "vocab_size")):
+        raw = {**json.load(open(base)), **change}
+        with open(f"{work}/bad.json", "w") as f:
+            json.dump(raw, f)
+        r = graft("plan", config(), f"base_model={work}/bad.json", "lora_target_linear=true", code=65)
+        check(word in r.stderr, f"{change}: {word!r} is not in {r.stderr}")
+
+
+def nothing_grows_with_the_parameters():
+    check(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MEMORY, "a plan took more than 300 MiB")
+
+
+table = json.load(open(TABLE))["models"]
+cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, four_bits, size_follows_the_batch, as_planned_from_the_files,
+                                   a_folder_with_only_a_config, what_is_refused)]
+cases += [(name, lambda name=name: model(name, table[name])) for name in sorted(table)]
+cases += [("nothing_grows_with_the_parameters", nothing_grows_with_the_parameters)]
+passed = failed = 0
+for label, run in cases:
+    if len(sys.argv) > 1 and label not in sys.argv[1:]:
+        continue
+    try:
+        run()
+        passed += 1
+    except (Failed, KeyError, ValueError, subprocess.TimeoutExpired) as problem:
+        failed += 1
+        print(f"FAIL {label}: {problem!r}")
+shutil.rmtree(work)
+print(f"{passed} passed, {failed} failed, 0 skipped")
+sys.exit(failed > 0)
