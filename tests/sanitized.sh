@@ -4,12 +4,14 @@ set -u
 B=${BUILD:-build}
 passed=0 failed=0 skipped=0
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
-for suite in "$B"/asan/tests/test_* program; do
+for suite in "$B"/asan/tests/test_* program shapes; do
     case $suite in
     *.d | *.dSYM) continue ;;
     program) out=$(for part in wrong_ truncated hostile bad_rows output_ chat_keeps chat_goes doctor_of_files inspect_; do
         BUILD=$B/asan python3 tests/test_program.py "$part"
     done 2>&1) ;;
+    shapes) out=$(BUILD=$B/asan python3 tests/test_shapes.py four_bits a_folder_with_only_a_config what_is_refused \
+        as_planned_from_the_files deepseek-v2-lite gpt-oss-20b 2>&1) ;;
     *) out=$("$suite" 2>&1) ;;
     esac
     status=$?
