@@ -52,8 +52,8 @@ struct adapter {
     int r;                     // of most modules; a module's own stand in its row
     float alpha, dropout;
     bool rslora;
-    bool outline;                                                 // for plans: shapes without numbers; no part may be read
-    bool dora;                                                    // modules have magnitudes
+    bool outline; // for plans: shapes without numbers; no part may be read
+    bool dora;    // modules have magnitudes
     enum adapter_biases { BIASES_NONE, BIASES_LORA_ONLY } biases; // those of adapted linears are trained
     struct adapter_module *modules;                               // ordered by module id
     int n_modules;
