@@ -71,6 +71,8 @@ struct weight weight_rows(const struct weight *w, int64_t begin, int64_t rows) {
     assert(0 <= begin && rows >= 0 && begin + rows <= w->rows);
     v.rows = rows;
     v.stride = w->tables ? w->stride : weight_stride(w);
+    if (!w->data) // of a plan: nothing lies anywhere
+        return v;
     if (w->turned_rows) {
         assert(begin % w->turned_rows == 0 && rows % w->turned_rows == 0);
         v.data += (size_t)(begin / w->turned_rows * w->cols) * v.stride;
