@@ -1,6 +1,7 @@
 # graft: see README.md.
 #   make              build/graft                  make quickstart   train on a real base, show before and after
 #   make test         everything, no network needed     make test-peers   live comparison with PEFT and llama.cpp
+#   make test-real    real bases end to end, beside PEFT  make test-release  long fuzzing, many kills (hours)
 CC      ?= gcc
 BUILD   ?= build
 PREFIX  ?= /usr/local
@@ -71,6 +72,8 @@ test: deps
 test-peers: base
 	@$(MAKE) --no-print-directory -j2 programs
 	@bash tests/peers/run.sh
+test-real: base # real bases from end to end; fetches Gemma 3 270M (253 MB)
+	@$(MAKE) --no-print-directory -j2 programs && bash tests/peers/gemma.sh && bash tests/peers/run.sh real
 test-release: test # hours: fuzzers, many kills
 	@BUILD=$(BUILD) bash tests/release.sh
 fixtures: base # committed expectations and tables, made again by the pinned versions of the peers
@@ -98,5 +101,5 @@ clean:
 	@rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all programs sanitized deps base test test-peers test-release fixtures quickstart config-docs format install clean
+.PHONY: all programs sanitized deps base test test-peers test-real test-release fixtures quickstart config-docs format install clean
 .SECONDARY:

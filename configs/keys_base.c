@@ -82,7 +82,10 @@ const struct config_key keys_precision[] = {
     NO_EFFECT("gptq_disable_exllama", KEY_BOOL, "", "Chooses a kernel of another library."),
     NO_EFFECT("model_quantization_config", KEY_STRING, "", "MXFP4 and FP8 bases are known by their tensors."),
     NO_EFFECT("model_quantization_config_kwargs", KEY_DICT, "", "As model_quantization_config."),
-    NOT_YET("quantize_moe_experts", KEY_BOOL, "false", "Quantise fused experts while loading."),
+    BOOL(quantize_moe_experts, "false",
+         "With load_in_4bit or load_in_8bit: experts that lie in one tensor (Llama 4, Granite, gpt-oss) are quantised, "
+         "too, each as a linear of its own; `false` leaves them in 16 bits. Experts that are separate linears always "
+         "are."),
     ENUM(bf16, auto_or_bool, "auto",
          "bf16 products with fp32 sums: `auto` where the hardware has them, `true` always (emulated if need be), "
          "`false` fp32."),

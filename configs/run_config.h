@@ -97,7 +97,7 @@ struct run_config {
     const char *base_model;        // path or ORG/NAME, never NULL
     const char *revision_of_model; // of ORG/NAME; NULL = main
     const char *base_model_hf;     // name to write into the adapter for a GGUF base; NULL = from the file
-    bool load_in_4bit, load_in_8bit;
+    bool load_in_4bit, load_in_8bit, quantize_moe_experts;
     enum config_4bit bnb_4bit_quant_type;
     bool bnb_4bit_use_double_quant;
     bool base_must_be_quantised; // `adapter: qlora` without load_in_4bit: an unquantised base is an error

@@ -2,6 +2,8 @@
 // int8_vectorwise_quant), llama.cpp's llama-quant.cpp (types that rows fall back to), formats.md 2.3 and 3.
 #include "model/base_storage.h"
 
+#include "model/family.h"
+
 #include <assert.h>
 
 enum { NF4_BLOCK = 64, NF4_OUTER_BLOCK = 256 };
@@ -49,10 +51,19 @@ void base_sizes_count(const struct model *model, struct base_sizes *out) {
                 out->bytes[s] += s < STORAGE_Q8_0 ? 2 * rows * cols : matrix_bytes(s, rows, cols);
         } else if (!m->router && !is_overlay(model, m)) {
             out->linears += rows * cols * experts;
-            for (enum base_storage s = 0; s < STORAGE_COUNT; s++)
+            bool stacked = model->family->linears[m->kind].flags & TENSOR_STACKED;
+            for (enum base_storage s = 0; s < STORAGE_COUNT; s++) {
                 out->bytes[s] += experts * matrix_bytes(s, rows, cols);
+                out->stacked[s] += stacked ? experts * matrix_bytes(s, rows, cols) : 0;
+            }
         }
     }
     out->others = model->total_parameters - out->linears - out->ends;
     for (enum base_storage s = 0; s < STORAGE_COUNT; s++) out->bytes[s] += out->others * (s < STORAGE_Q8_0 ? 2 : 4);
+}
+
+uint64_t base_sizes_bytes(const struct base_sizes *sizes, enum base_storage storage, bool experts) {
+    bool kept = !experts && (storage == STORAGE_INT8 || storage == STORAGE_NF4 || storage == STORAGE_NF4_DOUBLE);
+    return kept ? sizes->bytes[storage] - sizes->stacked[storage] + sizes->stacked[STORAGE_BF16]
+                : sizes->bytes[storage];
 }

@@ -23,5 +23,9 @@ struct base_sizes {
     uint64_t ends;    // of embedding and head (tied: once)
     uint64_t others;  // norms, biases, routers; the three sum up to model->total_parameters
     uint64_t bytes[STORAGE_COUNT];
+    // Of it: experts that lie in one tensor, which bitsandbytes leaves in 16 bits unless `quantize_moe_experts` is set.
+    uint64_t stacked[STORAGE_COUNT];
 };
+// Bytes in memory with or without that key.
+uint64_t base_sizes_bytes(const struct base_sizes *sizes, enum base_storage storage, bool experts);
 void base_sizes_count(const struct model *model, struct base_sizes *out);

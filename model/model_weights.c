@@ -230,6 +230,19 @@ static bool hf_matrix(struct loader *l, const char *stem, int64_t rows, int64_t 
     return packed != 0 || matrix(l, weight_name(l, "%s.weight", stem), rows, cols, turned, out);
 }
 
+// Experts that other checkpoints of the family keep in one tensor, each quantised by itself (quantize_base.h).
+static bool apart_experts(struct loader *l, const struct row *r, const char *stem, struct weight *whole) {
+    struct base_tensor t;
+    if (l->base->kind != BASE_SAFETENSORS || !base_find(l->base, weight_name(l, "%s.0.weight", stem), &t)) return false;
+    for (int64_t e = 0; e < r->experts && !l->failed; e++) {
+        const char *one = weight_name(l, "%s.%lld", stem, (long long)e);
+        int packed = packed_linear(l->base, &l->packing, &l->model->pool, one, r->total, r->in, &whole[e], l->err);
+        l->failed |= packed < 0;
+        if (packed == 0) fail(l, "tensor '%s.weight' is not packed, or is missing", one);
+    }
+    return true;
+}
+
 // Whole matrices, one per expert, as Hugging Face stores them.
 static void hf_wholes(struct loader *l, const struct row *r, struct weight *whole) {
     bool bare = r->f->flags & TENSOR_BARE, turned = r->f->flags & TENSOR_TURNED;
@@ -239,7 +252,8 @@ static void hf_wholes(struct loader *l, const struct row *r, struct weight *whol
         int packed =
             packed_experts(l->base, &l->packing, &l->model->pool, stem, r->experts, r->total, r->in, whole, l->err);
         l->failed |= packed < 0;
-        if (packed == 0 && !stacked(l, name, r->experts, r->total, r->in, turned, whole))
+        if (packed == 0 && !l->failed && !apart_experts(l, r, stem, whole) &&
+            !stacked(l, name, r->experts, r->total, r->in, turned, whole))
             fail(l, "tensor '%s' is missing", name);
         return;
     }

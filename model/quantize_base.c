@@ -10,14 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 1 << 18, STATE_BYTES = 256, FILE_LIMIT = 256 << 20 };
+enum { CHUNK = 1 << 18, TURN_ROWS = 64, STATE_BYTES = 256, FILE_LIMIT = 256 << 20 };
 
 // One matrix to be quantised, and where its pieces go.
 struct job {
-    const char *stem; // without ".weight"
+    const char *stem;   // without ".weight"
+    const char *source; // the tensor it is read from
     const uint8_t *data;
     enum number type;
     int64_t rows, cols;
+    bool turned;         // stored as (cols, rows)
     size_t first, state; // indexes of its first piece, of its quant_state
 };
 // The pieces of a 4-bit matrix, and those of LLM.int8.
@@ -30,6 +32,7 @@ struct writing {
     struct pool pool;
     struct job *jobs;
     size_t n_jobs;
+    const char **sources;            // sorted: the tensors that jobs replace
     struct safetensors_out *entries; // those of known size, then the states of 4-bit matrices
     uint64_t *offsets;
     size_t n_entries, n_sorted, capacity, room;
@@ -43,10 +46,10 @@ struct writing {
 
 void base_packing_name(const struct base_packing *p, char *out) {
     if (p->format == QUANT_INT8)
-        snprintf(out, 40, "int8");
+        snprintf(out, 40, "int8%s", p->experts ? "-experts" : "");
     else
-        snprintf(out, 40, "%s-%d%s", p->format == QUANT_FP4 ? "fp4" : "nf4", (int)p->blocksize,
-                 p->nested ? "-nested" : "");
+        snprintf(out, 40, "%s-%d%s%s", p->format == QUANT_FP4 ? "fp4" : "nf4", (int)p->blocksize,
+                 p->nested ? "-nested" : "", p->experts ? "-experts" : "");
 }
 
 bool base_packing_parse(const char *name, struct base_packing *out) {
@@ -54,8 +57,11 @@ bool base_packing_parse(const char *name, struct base_packing *out) {
     char text[40];
     for (size_t i = 0; i < COUNT_OF(formats); i++) {
         for (int64_t block = 32; block <= 4096; block *= 2) {
-            for (int nested = 0; nested < 2; nested++) {
-                *out = (struct base_packing){formats[i], block, nested};
+            for (int variant = 0; variant < 4; variant++) {
+                *out = (struct base_packing){.format = formats[i],
+                                             .blocksize = formats[i] == QUANT_INT8 ? 0 : block,
+                                             .nested = variant & 1,
+                                             .experts = variant & 2};
                 base_packing_name(out, text);
                 if (strcmp(text, name) == 0) return true;
             }
@@ -157,8 +163,29 @@ static bool ends_with(const char *text, const char *ending) {
 static int by_stem(const void *a, const void *b) {
     return strcmp(((const struct job *)a)->stem, ((const struct job *)b)->stem);
 }
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
-// Which matrices: linears of layers, each once, but no router and none that shares its tensor with other experts.
+// The tensor of a linear, from its first byte: its parts are views of it.
+static int add_job(struct writing *w, const struct module *module, int expert, bool stacked) {
+    const struct weight *first = &module->parts[0].w[expert];
+    struct job j = {.source = first->name, .data = first->data, .rows = module->out, .cols = module->in};
+    if (!number_type(first->format, &j.type))
+        return error_set(w->err, STATUS_DATA, "%s: tensor '%s' is quantised already (%s)", w->model->path, first->name,
+                         first->format->name);
+    bool ended = ends_with(first->name, ".weight");
+    int length = (int)(strlen(first->name) - (ended ? strlen(".weight") : 0));
+    if (!ended && !stacked) return 0;
+    j.turned = first->transposed;
+    j.stem = stacked ? pool_printf(&w->pool, "%.*s.%d", length, first->name, expert)
+                     : pool_strndup(&w->pool, first->name, (size_t)length);
+    if (!j.stem) return error_memory(w->err, "a tensor's name", strlen(first->name));
+    w->jobs[w->n_jobs++] = j;
+    return 0;
+}
+
+// Which matrices: linears of layers, each once, but no router; experts that are slices of one tensor only where asked.
 static int find_jobs(struct writing *w) {
     const struct model *m = w->model;
     size_t most = 0;
@@ -167,32 +194,27 @@ static int find_jobs(struct writing *w) {
     if (!w->jobs) return error_memory(w->err, "the tensor table", most * sizeof *w->jobs);
     for (int i = 0; i < m->n_modules; i++) {
         const struct module *module = &m->modules[i];
-        if (module->layer < 0 || module->router || module->form == MODULE_PARAMETER) continue;
+        if (module->layer < 0 || module->router) continue;
         unsigned flags = m->family->linears[module->kind].flags;
-        if (flags & (TENSOR_STACKED | TENSOR_TURNED | TENSOR_BARE)) continue;
+        bool stacked = flags & TENSOR_STACKED;
+        if (stacked ? !w->packing->experts
+                    : module->form == MODULE_PARAMETER || (flags & (TENSOR_TURNED | TENSOR_BARE)))
+            continue;
         for (int e = 0; e < module->experts; e++) {
-            const struct weight *first = &module->parts[0].w[e];
-            struct job j = {.data = first->data, .rows = module->out, .cols = module->in};
-            if (!number_type(first->format, &j.type))
-                return error_set(w->err, STATUS_DATA, "%s: tensor '%s' is quantised already (%s)", m->path, first->name,
-                                 first->format->name);
-            if (!ends_with(first->name, ".weight")) continue;
-            j.stem = pool_strndup(&w->pool, first->name, strlen(first->name) - strlen(".weight"));
-            if (!j.stem) return error_memory(w->err, "a tensor's name", strlen(first->name));
-            w->jobs[w->n_jobs++] = j;
+            if (add_job(w, module, e, stacked)) return -1;
         }
     }
+    if (w->n_jobs == 0) return error_set(w->err, STATUS_USAGE, "%s: has no linear that could be quantised", m->path);
     qsort(w->jobs, w->n_jobs, sizeof *w->jobs, by_stem);
-    if (w->n_jobs > 0) return 0;
-    return error_set(w->err, STATUS_USAGE, "%s: has no linear that could be quantised", m->path);
+    w->sources = pool_array(&w->pool, w->n_jobs, sizeof *w->sources);
+    if (!w->sources) return error_memory(w->err, "the tensor table", w->n_jobs * sizeof *w->sources);
+    for (size_t i = 0; i < w->n_jobs; i++) w->sources[i] = w->jobs[i].source;
+    qsort(w->sources, w->n_jobs, sizeof *w->sources, by_text);
+    return 0;
 }
 
-static bool is_job(const struct writing *w, const char *name) {
-    char stem[ST_MAX_NAME + 1];
-    if (!ends_with(name, ".weight")) return false;
-    snprintf(stem, sizeof stem, "%.*s", (int)(strlen(name) - strlen(".weight")), name);
-    struct job key = {.stem = stem};
-    return bsearch(&key, w->jobs, w->n_jobs, sizeof key, by_stem) != NULL;
+static bool is_source(const struct writing *w, const char *name) {
+    return bsearch(&name, w->sources, w->n_jobs, sizeof *w->sources, by_text) != NULL;
 }
 
 static int add_rest(struct writing *w) {
@@ -200,7 +222,7 @@ static int add_rest(struct writing *w) {
     for (int s = 0; s < b->n_shards; s++) {
         for (size_t i = 0; i < b->shards[s].n_entries; i++) {
             const struct safetensors_entry *e = &b->shards[s].entries[i];
-            if (is_job(w, e->name)) continue;
+            if (is_source(w, e->name)) continue;
             struct safetensors_out *out = entry(w, e->name, e->dtype, 1, 1);
             if (!out) return -1;
             out->n_dims = e->n_dims, out->data = e->data;
@@ -215,6 +237,8 @@ static int add_rest(struct writing *w) {
 struct matrix {
     struct writing *w;
     const struct job *job;
+    const uint8_t *values; // (rows, cols)
+    uint8_t *straight;     // of a matrix that is stored turned: owned
     uint8_t *codes;
     float *absmax;
     uint8_t *nested_codes;
@@ -245,7 +269,7 @@ static void four_bits(void *context, int64_t i, int thread) {
     struct error err = {0};
     (void)thread;
     if (nf4_quantize(m->codes + at / 2, m->absmax + at / m->w->packing->blocksize,
-                     j->data + (size_t)at * element(j->type), j->type, count, m->w->packing->blocksize,
+                     m->values + (size_t)at * element(j->type), j->type, count, m->w->packing->blocksize,
                      m->w->packing->format == QUANT_FP4, &err)) {
         keep_error(m, i, &err);
     }
@@ -258,8 +282,22 @@ static void eight_bits(void *context, int64_t i, int thread) {
     struct error err = {0};
     (void)thread;
     if (int8_quantize((int8_t *)m->codes + at * j->cols, m->absmax + at,
-                      j->data + (size_t)(at * j->cols) * element(j->type), j->type, rows, j->cols, &err)) {
+                      m->values + (size_t)(at * j->cols) * element(j->type), j->type, rows, j->cols, &err)) {
         keep_error(m, i, &err);
+    }
+}
+
+// Rows [64 i, 64 i + 64) of a matrix that is stored as (cols, rows).
+static void turn(void *context, int64_t i, int thread) {
+    struct matrix *m = context;
+    const struct job *j = m->job;
+    size_t size = element(j->type);
+    int64_t end = i * m->step + m->step < j->rows ? i * m->step + m->step : j->rows;
+    (void)thread;
+    for (int64_t c = 0; c < j->cols; c++) {
+        for (int64_t r = i * m->step; r < end; r++) {
+            memcpy(m->straight + (size_t)(r * j->cols + c) * size, j->data + (size_t)(c * j->rows + r) * size, size);
+        }
     }
 }
 
@@ -278,6 +316,8 @@ static int put(struct writing *w, size_t piece, const void *bytes) {
 static int quantise(struct matrix *m) {
     const struct job *j = m->job;
     int64_t n = j->rows * j->cols;
+    m->step = TURN_ROWS;
+    if (j->turned && run(m, j->rows, turn)) return -1;
     if (m->w->packing->format == QUANT_INT8) {
         m->step = CHUNK / j->cols + 1;
         return run(m, j->rows, eight_bits);
@@ -295,16 +335,18 @@ static int matrix_open(struct writing *w, const struct job *j, struct matrix *m)
     bool four = w->packing->format != QUANT_INT8, nested = four && w->packing->nested;
     int64_t n = j->rows * j->cols, blocks = four ? blocks_of(w, j) : j->rows;
     *m = (struct matrix){.w = w, .job = j};
+    m->straight = j->turned ? mem_alloc((size_t)n * element(j->type)) : NULL;
+    m->values = j->turned ? m->straight : j->data;
     m->codes = mem_alloc((size_t)(four ? (n + 1) / 2 : n));
     m->absmax = mem_alloc((size_t)blocks * sizeof *m->absmax);
     m->nested_codes = nested ? mem_alloc((size_t)blocks) : NULL;
     m->nested = nested ? mem_alloc(((size_t)blocks / NF4_SCALE_BLOCK + 1) * sizeof *m->nested) : NULL;
-    if (m->codes && m->absmax && (!nested || (m->nested_codes && m->nested))) return 0;
+    if (m->values && m->codes && m->absmax && (!nested || (m->nested_codes && m->nested))) return 0;
     return error_memory(w->err, "a linear", (size_t)n);
 }
 
 static void matrix_close(struct matrix *m) {
-    mem_free(m->codes), mem_free(m->absmax), mem_free(m->nested_codes), mem_free(m->nested);
+    mem_free(m->straight), mem_free(m->codes), mem_free(m->absmax), mem_free(m->nested_codes), mem_free(m->nested);
 }
 
 // How long a quant_state is shows only when the scales are known: these come last in the file.

@@ -8,6 +8,9 @@ struct base_packing {
     enum quant format; // QUANT_NF4, QUANT_FP4, QUANT_INT8; 0 (QUANT_F32) = none: the base stays as it is
     int64_t blocksize; // of NF4 and FP4
     bool nested;       // the scales of NF4 and FP4 are quantised too
+    // Experts that are slices of one tensor (Llama 4, Granite, gpt-oss), too: each becomes a linear (out, in) of its
+    // own named TENSOR.EXPERT, as if the checkpoint had kept them apart. transformers does not load those; graft does.
+    bool experts;
 };
 // "nf4-64-nested": for names of files and messages; `out` has room for 40 bytes.
 void base_packing_name(const struct base_packing *packing, char *out);

@@ -8,12 +8,13 @@
 #include "train/base_source.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const char FAMILIES[] = "tests/fixtures/families";
-static const struct base_packing nf4 = {QUANT_NF4, 64, true};
+static const struct base_packing nf4 = {.format = QUANT_NF4, .blocksize = 64, .nested = true};
 
 static const char *in(const char *folder, const char *name) {
     static char path[8][900];
@@ -27,7 +28,8 @@ static bool packing_of(const char *type, struct base_packing *out) {
     *out = nf4;
     if (strcmp(type, "nf4-single") == 0) out->nested = false;
     if (strcmp(type, "fp4") == 0) out->format = QUANT_FP4;
-    if (strcmp(type, "int8") == 0) out->format = QUANT_INT8;
+    if (strncmp(type, "int8", 4) == 0) out->format = QUANT_INT8;
+    out->experts = strstr(type, "-experts") != NULL;
     return out->format != QUANT_NF4 || strncmp(type, "nf4", 3) == 0;
 }
 
@@ -80,7 +82,7 @@ TEST(as_bitsandbytes_quantises) {
         }
     }
     json_free(&d);
-    CHECK(cases >= 32);
+    CHECK(cases >= 38);
 }
 
 TEST(what_is_written_opens_with_the_same_modules) {
@@ -110,6 +112,54 @@ TEST(what_is_written_opens_with_the_same_modules) {
         CHECK(quantize_base(&again, &nf4, out, 1, NULL, NULL, &err) != 0 && err.code != 0);
         model_close(&plain);
         model_close(&packed);
+    }
+}
+
+// How far the linears of layers are from those they were made of: squares of the difference over squares.
+static double distance(const struct model *a, const struct model *b, int *experts) {
+    double apart = 0, all = 0;
+    float x[256], y[256];
+    for (int k = 0; k < a->n_modules; k++) {
+        for (int p = 0; p < a->modules[k].n_parts && a->modules[k].layer >= 0; p++) {
+            for (int e = 0; e < a->modules[k].experts; e++) {
+                const struct weight *v = &a->modules[k].parts[p].w[e], *w = &b->modules[k].parts[p].w[e];
+                CHECK(v->cols <= 256 && v->rows == w->rows && v->cols == w->cols);
+                *experts += a->modules[k].experts > 1 && w->format->id == QUANT_NF4;
+                for (int64_t r = 0; r < v->rows; r++) {
+                    weight_decode(v, r, 0, v->cols, x), weight_decode(w, r, 0, w->cols, y);
+                    for (int64_t c = 0; c < v->cols; c++)
+                        apart += pow((double)(x[c] - y[c]), 2), all += pow((double)x[c], 2);
+                }
+            }
+        }
+    }
+    return apart / all;
+}
+
+// Slices of one tensor become linears of their own: the right rows, the right way round.
+TEST(experts_of_one_tensor_are_quantised_where_asked) {
+    static const char *const bases[] = {"llama4", "granitemoe", "gpt-oss"};
+    char out[600];
+    snprintf(out, sizeof out, "%s/out", test_folder());
+    for (size_t i = 0; i < COUNT_OF(bases); i++) {
+        for (int asked = 0; asked < 2; asked++) {
+            struct base_packing packing = nf4;
+            struct model plain, packed;
+            struct error err = {0};
+            int experts = 0;
+            packing.experts = asked;
+            CHECK_MSG(quantise(in(FAMILIES, bases[i]), &packing, 2, out, &err) == 0 &&
+                          model_open(in(FAMILIES, bases[i]), NULL, &plain, &err) == 0 &&
+                          model_open(out, NULL, &packed, &err) == 0,
+                      "%s: %s", bases[i], err.text);
+            if (err.code) return;
+            double far = distance(&plain, &packed, &experts);
+            CHECK_MSG(0 < far && far < 0.02, "%s: %g", bases[i], far);
+            CHECK_MSG((experts > 0) == asked, "%s: %d experts", bases[i], experts);
+            CHECK_INT(packed.total_parameters, plain.total_parameters);
+            model_close(&plain);
+            model_close(&packed);
+        }
     }
 }
 
@@ -163,7 +213,7 @@ TEST(quantised_once_and_kept_by_content) {
     CHECK(file_identity(in(first, "model.safetensors"), &after, &err) == 0);
     CHECK_STR(text_str(&after), text_str(&before)); // not made again
     // Another packing is another folder; the same bytes under another identity are the same folder.
-    CHECK(opened(base, &(struct base_packing){QUANT_INT8, 0, false}, second, &err) && strcmp(first, second) != 0);
+    CHECK(opened(base, &(struct base_packing){.format = QUANT_INT8}, second, &err) && strcmp(first, second) != 0);
     CHECK_INT(entries(bases), 2);
     copy("tests/fixtures/families/llama", base, "model.safetensors");
     CHECK(opened(base, &nf4, second, &err) && strcmp(first, second) == 0);
@@ -295,18 +345,23 @@ TEST(found_in_the_hub_cache) {
 }
 
 TEST(names_of_packings) {
-    static const struct base_packing all[] = {{QUANT_NF4, 64, true}, {QUANT_FP4, 128, false}, {QUANT_NF4, 4096, false}};
+    static const struct base_packing all[] = {{QUANT_NF4, 64, true, false},
+                                              {QUANT_FP4, 128, false, false},
+                                              {QUANT_NF4, 4096, false, true},
+                                              {QUANT_INT8, 0, false, true}};
     char name[40];
     struct base_packing back;
     for (size_t i = 0; i < COUNT_OF(all); i++) {
         base_packing_name(&all[i], name);
         CHECK_MSG(base_packing_parse(name, &back) && back.format == all[i].format &&
-                      back.blocksize == all[i].blocksize && back.nested == all[i].nested,
+                      back.blocksize == all[i].blocksize && back.nested == all[i].nested &&
+                      back.experts == all[i].experts,
                   "%s", name);
     }
     CHECK(!base_packing_parse("nf4-65", &back) && back.format == 0);
 }
 
 TEST_MAIN(CASE(as_bitsandbytes_quantises), CASE(what_is_written_opens_with_the_same_modules),
-          CASE(quantised_once_and_kept_by_content), CASE(whole_or_absent_when_writing_fails),
-          CASE(what_cannot_be_quantised_is_said), CASE(found_in_the_hub_cache), CASE(names_of_packings))
+          CASE(experts_of_one_tensor_are_quantised_where_asked), CASE(quantised_once_and_kept_by_content),
+          CASE(whole_or_absent_when_writing_fails), CASE(what_cannot_be_quantised_is_said),
+          CASE(found_in_the_hub_cache), CASE(names_of_packings))

@@ -63,7 +63,7 @@ def targets(t):
 def model(name, expected):
     begin = time.monotonic()
     for t in expected["trainable"]:
-        got = plan(f"{SHAPES}/{name}.json", *targets(t))
+        got = plan(f"{SHAPES}/{name}.json", "quantize_moe_experts=true", *targets(t))
         check(got["total_parameters"] == expected["total"], f"{got['total_parameters']} parameters, transformers: {expected['total']}")
         check(got["trainable_parameters"] == t["parameters"],
               f"r {t['r']} on {t['targets']}: {got['trainable_parameters']} trainable, PEFT: {t['parameters']}")
@@ -102,6 +102,17 @@ def four_bits():
         check(word in text, f"{word!r} is not in {text}")
     r = graft("plan", config(), f"base_model={base}", "lora_target_linear=true", "adapter=qlora", code=78)
     check("load_in_4bit" in r.stderr, r.stderr)
+
+
+def experts_in_one_tensor_stay_unless_asked():
+    for name, stacked in (("llama-4-scout", True), ("mixtral-8x7b", False)):
+        four = [f"{SHAPES}/{name}.json", "load_in_4bit=true", "lora_target_modules=[q_proj]"]
+        kept, asked = plan(*four), plan(*four, "quantize_moe_experts=true")
+        ratio = kept["classes"]["base"] / asked["classes"]["base"]
+        check(ratio > 3.5 if stacked else ratio == 1, f"{name}: base {ratio:.2f} times as large without quantize_moe_experts")
+        check(kept["base_bytes"]["bf16"] == asked["base_bytes"]["bf16"], "bf16 differs")
+        text = graft("plan", config(), f"base_model={four[0]}", *four[1:]).stdout
+        check(("quantize_moe_experts" in text) == stacked, text)
 
 
 def size_follows_the_batch():
@@ -166,7 +177,7 @@ def nothing_grows_with_the_parameters():
 
 
 table = json.load(open(TABLE))["models"]
-cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, four_bits, size_follows_the_batch, as_planned_from_the_files,
+cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, four_bits, experts_in_one_tensor_stay_unless_asked, size_follows_the_batch, as_planned_from_the_files,
                                    a_folder_with_only_a_config, what_is_refused)]
 cases += [(name, lambda name=name: model(name, table[name])) for name in sorted(table)]
 cases += [("nothing_grows_with_the_parameters", nothing_grows_with_the_parameters)]

@@ -22,6 +22,7 @@ struct base_source base_source_of(const struct run_config *c) {
                                           .blocksize = 64,
                                           .nested = c->bnb_4bit_use_double_quant};
     }
+    s.packing.experts = s.packing.format != 0 && c->quantize_moe_experts;
     return s;
 }
 

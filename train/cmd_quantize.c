@@ -23,7 +23,8 @@ static int packing_of(const struct option *options, struct base_packing *out, st
         return error_set(err, STATUS_USAGE, "--blocksize %g: 32, 64, 128 .. 4096 are known", block);
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         if (strcmp(type ? type : "nf4", types[i].name) != 0) continue;
-        *out = (struct base_packing){types[i].format, size, !option_flag(options, "--no-double-quant")};
+        *out = (struct base_packing){
+            .format = types[i].format, .blocksize = size, .nested = !option_flag(options, "--no-double-quant")};
         return 0;
     }
     return error_set(err, STATUS_USAGE, "--type %s: nf4, fp4 and int8 are known", type);

@@ -39,6 +39,7 @@ static int open_shapes(const struct run_config *c, struct shape_plan *p, struct 
                  : c->load_in_4bit && c->bnb_4bit_use_double_quant ? STORAGE_NF4_DOUBLE
                  : c->load_in_4bit                                 ? STORAGE_NF4
                                                                    : STORAGE_BF16;
+    p->experts = c->quantize_moe_experts;
     base_sizes_count(&s->model, &p->base);
     return 0;
 }
@@ -101,8 +102,12 @@ void shape_plan_free(struct shape_plan *p) {
     *p = (struct shape_plan){0};
 }
 
+uint64_t shape_plan_base(const struct shape_plan *p, enum base_storage storage) {
+    return base_sizes_bytes(&p->base, storage, p->experts);
+}
+
 uint64_t shape_plan_peak(const struct shape_plan *p, bool checkpoints) {
-    return p->base.bytes[p->storage] + p->memory[checkpoints].arena;
+    return shape_plan_base(p, p->storage) + p->memory[checkpoints].arena;
 }
 
 // --- what is printed
@@ -114,7 +119,7 @@ static void memory_json(const struct shape_plan *p, bool checkpoints, struct jso
     json_put_key(w, "classes");
     json_begin_object(w);
     json_put_key(w, "base");
-    json_put_int(w, (int64_t)p->base.bytes[p->storage]);
+    json_put_int(w, (int64_t)shape_plan_base(p, p->storage));
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
         json_put_key(w, plan_class_name(i));
         json_put_int(w, (int64_t)m->classes[i]);
@@ -138,7 +143,7 @@ void shape_plan_json(const struct shape_plan *p, struct text *out) {
     json_begin_object(&w);
     for (int s = 0; s < STORAGE_COUNT; s++) {
         json_put_key(&w, base_storage_name(s));
-        json_put_int(&w, (int64_t)p->base.bytes[s]);
+        json_put_int(&w, (int64_t)shape_plan_base(p, (enum base_storage)s));
     }
     json_end_object(&w);
     json_put_key(&w, "gradient_checkpointing");
@@ -168,7 +173,7 @@ void shape_plan_text(const struct shape_plan *p, struct text *out) {
     const struct model *m = &p->session.model;
     const struct shape_memory *without = &p->memory[false], *with = &p->memory[true];
     double total = (double)m->total_parameters;
-    uint64_t base = p->base.bytes[p->storage], large = (uint64_t)4 << 30;
+    uint64_t base = shape_plan_base(p, p->storage), large = (uint64_t)4 << 30;
     struct unit u = shape_plan_peak(p, false) < large ? (struct unit){"MiB", 0x1p20} : (struct unit){"GiB", 0x1p30};
     text_printf(out, "base        %s: %s, shapes without weights, %.3f M parameters\n", m->name, m->arch.model_type,
                 total / 1e6);
@@ -180,8 +185,14 @@ void shape_plan_text(const struct shape_plan *p, struct text *out) {
                 dtype_name(p->session.options.dtype), p->session.threads);
     text_printf(out, "base held as                        %s\n", u.name);
     for (int s = 0; s < STORAGE_COUNT; s++)
-        text_printf(out, "  %-30s %9.2f%s\n", base_storage_name(s), (double)p->base.bytes[s] / u.bytes,
+        text_printf(out, "  %-30s %9.2f%s\n", base_storage_name(s),
+                    (double)shape_plan_base(p, (enum base_storage)s) / u.bytes,
                     s == (int)p->storage ? "  <- this configuration" : "");
+    if (!p->experts && p->base.stacked[STORAGE_BF16] > 0)
+        text_printf(out,
+                    "  experts lie in one tensor: load_in_4bit and load_in_8bit leave their %.2f %s in 16 bits unless "
+                    "quantize_moe_experts: true\n",
+                    (double)p->base.stacked[STORAGE_BF16] / u.bytes, u.name);
     text_printf(out, "\nmemory at the peak, %s; gradient_checkpointing:  false%s      true%s\n", u.name,
                 p->checkpoints ? " " : "*", p->checkpoints ? "*" : "");
     put_row("base", base, base, u, out);

@@ -19,6 +19,7 @@ struct shape_plan {
     struct adapter adapter; // without matrices
     struct base_sizes base;
     enum base_storage storage;     // what the configuration asks for
+    bool experts;                  // quantize_moe_experts
     int64_t trainable;             // parameters of the adapter
     struct shape_memory memory[2]; // without and with gradient_checkpointing
     bool checkpoints;              // which of the two the configuration takes
@@ -29,6 +30,8 @@ struct shape_plan {
 int shape_plan_applies(const char *base, bool *applies, struct error *err);
 int shape_plan_make(const struct run_config *config, struct shape_plan *out, struct error *err);
 void shape_plan_free(struct shape_plan *plan); // zeroed struct is a no-op
+// Bytes of the base in a format, experts as configured.
+uint64_t shape_plan_base(const struct shape_plan *plan, enum base_storage storage);
 // Bytes of the base and of everything else with the configured setting.
 uint64_t shape_plan_peak(const struct shape_plan *plan, bool checkpoints);
 void shape_plan_json(const struct shape_plan *plan, struct text *out);

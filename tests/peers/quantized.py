@@ -25,21 +25,35 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TYPES = {"nf4": ("nf4", True, []), "nf4-single": ("nf4", False, ["--no-double-quant"]), "fp4": ("fp4", True, ["--type", "fp4"]),
          "int8": ("int8", False, ["--type", "int8"])}
 BASES = ["llama", "llama-old", "phi3", "qwen2", "gemma2", "starcoder2", "qwen3-moe", "deepseek-v3"]
-KEPT = ("lm_head", "embed_tokens", "mlp.gate", "norm", "shared_expert_gate")
+EXPERTS = ["llama4", "granitemoe", "gpt-oss"]  # all experts in one tensor
+EXPERT_TYPES = {"nf4-experts": ("nf4", True), "int8-experts": ("int8", False)}
+KEPT = ("lm_head", "embed_tokens", "mlp.gate", "norm", "shared_expert_gate", "router", "router.layer")
 
 
-def expected(folder, kind, nested):
+def packed(stem, w, kind, nested):
+    """What bitsandbytes makes of one linear."""
+    key = f"{stem}.weight"
+    if kind == "int8":
+        codes, scb, _ = bnb.int8_vectorwise_quant(w.half())
+        return {key: codes, f"{stem}.SCB": scb, f"{stem}.weight_format": torch.tensor(0, dtype=torch.uint8)}
+    codes, state = bnb.quantize_4bit(w, blocksize=64, compress_statistics=nested, quant_type=kind)
+    return {key: codes} | {f"{key}.{k}": v for k, v in state.as_dict(packed=True).items()}
+
+
+def expected(folder, kind, nested, experts=False):
+    """Every tensor of the base's folder as quantised; `experts`: slices of stacked ones, each as a linear (out, in)."""
+    with open(os.path.join(folder, "config.json")) as f:
+        turned = json.load(f)["model_type"] != "granitemoe"  # Llama 4 and gpt-oss store (in, out)
     out = {}
     for key, w in load_file(os.path.join(folder, "model.safetensors")).items():
         stem = key.removesuffix(".weight")
-        if w.dim() != 2 or stem == key or stem.endswith(KEPT):
+        if experts and w.dim() == 3:
+            for i, one in enumerate(w.transpose(1, 2) if turned else w):
+                out |= packed(f"{stem}.{i}", one.contiguous(), kind, nested)
+        elif w.dim() != 2 or stem == key or stem.endswith(KEPT):
             out[key] = w
-        elif kind == "int8":
-            codes, scb, _ = bnb.int8_vectorwise_quant(w.half())
-            out |= {key: codes, f"{stem}.SCB": scb, f"{stem}.weight_format": torch.tensor(0, dtype=torch.uint8)}
         else:
-            codes, state = bnb.quantize_4bit(w, blocksize=64, compress_statistics=nested, quant_type=kind)
-            out |= {key: codes} | {f"{key}.{k}": v for k, v in state.as_dict(packed=True).items()}
+            out |= packed(stem, w, kind, nested)
     return out
 
 
@@ -55,6 +69,8 @@ def golden(path):
     families = os.path.join(HERE, "..", "fixtures", "families")
     rows = [{"base": b, "type": t, "sha256": sum_of(expected(os.path.join(families, b), TYPES[t][0], TYPES[t][1]))}
             for b in BASES for t in TYPES]
+    rows += [{"base": b, "type": t, "sha256": sum_of(expected(os.path.join(families, b), *EXPERT_TYPES[t], experts=True))}
+             for b in EXPERTS for t in EXPERT_TYPES]
     with open(path, "w") as f:
         f.write("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
 
