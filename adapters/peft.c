@@ -215,6 +215,12 @@ static int copy_row(struct peft_reader *r, const struct safetensors_entry *e, in
 // The entry of a tensor, NULL where the file has none.
 static const struct safetensors_entry *find_entry(struct peft_reader *r, const struct peft_tensor *t) {
     const struct safetensors_entry *e = safetensors_find(r->file, t->key);
+    if (!e && t->module->hf_old) { // as an older transformers calls it
+        const char *at = strstr(t->key, t->module->hf_name);
+        const char *old = pool_printf(r->pool, "%.*s%s%s", (int)(at - t->key), t->key, t->module->hf_old,
+                                      at + strlen(t->module->hf_name));
+        if (old) e = safetensors_find(r->file, old);
+    }
     if (e) r->used[e - r->file->entries] = true;
     return e;
 }

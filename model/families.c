@@ -18,13 +18,18 @@
 #define FUSED_MLP                                                                                                      \
     {.hf = "mlp.gate_up_proj", .gguf = "ffn_up", .n_parts = 2, .parts = {LINEAR_GATE, LINEAR_UP}},                     \
         LINEAR("mlp.down_proj", "ffn_down", LINEAR_DOWN)
-// One module per expert, as on disk; the router.
-#define EXPERTS(router, gate, up, down)                                                                                \
-    LINEAR_FLAGS(router, "ffn_gate_inp", LINEAR_ROUTER, TENSOR_ROUTER),                                                \
+// One module per expert, as on disk; the router, which transformers may call otherwise than the disk does.
+#define EXPERTS(router, router_module, gate, up, down)                                                                 \
+    {.hf = router,                                                                                                     \
+     .gguf = "ffn_gate_inp",                                                                                           \
+     .n_parts = 1,                                                                                                     \
+     .parts = {LINEAR_ROUTER},                                                                                         \
+     .flags = TENSOR_ROUTER,                                                                                           \
+     .module = router_module},                                                                                         \
         LINEAR(gate, "ffn_gate_exps", LINEAR_EXPERT_GATE), LINEAR(up, "ffn_up_exps", LINEAR_EXPERT_UP),                \
         LINEAR(down, "ffn_down_exps", LINEAR_EXPERT_DOWN)
 #define MLP_EXPERTS                                                                                                    \
-    EXPERTS("mlp.gate", "mlp.experts.%d.gate_proj", "mlp.experts.%d.up_proj", "mlp.experts.%d.down_proj")
+    EXPERTS("mlp.gate", NULL, "mlp.experts.%d.gate_proj", "mlp.experts.%d.up_proj", "mlp.experts.%d.down_proj")
 // The same experts as parameters of one module: what PEFT calls target parameters.
 #define EXPERT_PARAMETERS                                                                                              \
     {.hf = "mlp.experts.gate_up_proj",                                                                                 \
@@ -52,8 +57,8 @@ const struct family family_table[] = {
         .gguf_arch = "llama",
         .model_types = "llama|mistral|ministral|mixtral",
         .linears = {QKVO, MLP,
-                    EXPERTS("block_sparse_moe.gate", "block_sparse_moe.experts.%d.w1", "block_sparse_moe.experts.%d.w3",
-                            "block_sparse_moe.experts.%d.w2"),
+                    EXPERTS("block_sparse_moe.gate", "mlp.gate", "block_sparse_moe.experts.%d.w1",
+                            "block_sparse_moe.experts.%d.w3", "block_sparse_moe.experts.%d.w2"),
                     EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
         .permuted_qk = true,
@@ -158,8 +163,8 @@ const struct family family_table[] = {
         .gguf_arch = "phimoe",
         .model_types = "phimoe",
         .linears = {QKVO,
-                    EXPERTS("block_sparse_moe.gate", "block_sparse_moe.experts.%d.w1", "block_sparse_moe.experts.%d.w3",
-                            "block_sparse_moe.experts.%d.w2"),
+                    EXPERTS("block_sparse_moe.gate", "mlp.router", "block_sparse_moe.experts.%d.w1",
+                            "block_sparse_moe.experts.%d.w3", "block_sparse_moe.experts.%d.w2"),
                     EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
         .head_bias = true,

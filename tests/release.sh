@@ -25,6 +25,7 @@ for source in tests/fuzz/fuzz_*.c; do
     [ $? = 0 ] || { say 1 "fuzz $name does not build"; continue; }
     seeds=() dict=()
     [ -d "tests/fuzz/$name" ] && seeds=("tests/fuzz/$name")
+    [ "$name" = shapes ] && seeds+=(configs/shapes)
     [ -f "tests/fuzz/$name.dict" ] && dict=("-dict=tests/fuzz/$name.dict")
     log=$build/$name.log
     "$program" -max_total_time="$each" -max_len=8192 -rss_limit_mb=4096 -artifact_prefix="$build/crash-$name-" "${dict[@]}" "$corpus" \

@@ -212,6 +212,25 @@ TEST(what_is_no_configuration) {
     text_free(&deep);
 }
 
+// A few bytes that ask for millions of matrices.
+TEST(experts_without_end) {
+    static const char text[] =
+        "{\"model_type\":\"mixtral\",\"hidden_size\":16,\"intermediate_size\":16,"
+        "\"num_attention_heads\":1,\"num_key_value_heads\":1,\"num_hidden_layers\":500,\"vocab_size\":16,"
+        "\"num_local_experts\":%s,\"num_experts_per_tok\":1}";
+    char config[900], json[400];
+    snprintf(config, sizeof config, "%s", in(fresh("experts"), "config.json"));
+    snprintf(json, sizeof json, text, "100");
+    put(config, json, strlen(json));
+    struct model m;
+    struct error err = {0};
+    CHECK_MSG(model_open(config, NULL, &m, &err) == 0, "%s", err.text);
+    if (!err.code) model_close(&m);
+    snprintf(json, sizeof json, text, "65536");
+    put(config, json, strlen(json));
+    refused(config, STATUS_DATA, "more than 1000000 matrices");
+}
+
 // --- folders
 
 TEST(special_files) {
@@ -524,6 +543,7 @@ TEST(entries_of_the_cache_are_checked) {
     mended(base, entry, &good, "another tokenizer");
     char second[600];
     snprintf(second, sizeof second, "%s", small_base("second"));
+    text_free(&bytes);
     CHECK(file_read(in(second, "model.safetensors"), 1 << 24, &bytes, &err) == 0);
     for (size_t i = 1; i <= 2000; i++) bytes.data[bytes.length - i] = (char)(i % 50);
     put(in(second, "model.safetensors"), bytes.data, bytes.length);
@@ -604,6 +624,7 @@ TEST(a_cache_that_cannot_be_written) {
     unsetenv("GRAFT_CACHE");
 }
 
-TEST_MAIN(CASE(configurations), CASE(what_is_no_configuration), CASE(special_files), CASE(indexes), CASE(parts),
-          CASE(numbers_in_names), CASE(the_hub_s_cache), CASE(entries_of_the_cache_are_checked),
-          CASE(what_other_processes_leave), CASE(four_processes_make_one_entry), CASE(a_cache_that_cannot_be_written))
+TEST_MAIN(CASE(configurations), CASE(what_is_no_configuration), CASE(experts_without_end), CASE(special_files),
+          CASE(indexes), CASE(parts), CASE(numbers_in_names), CASE(the_hub_s_cache),
+          CASE(entries_of_the_cache_are_checked), CASE(what_other_processes_leave), CASE(four_processes_make_one_entry),
+          CASE(a_cache_that_cannot_be_written))
