@@ -383,3 +383,16 @@ int peft_read(const char *folder, const struct model *model, struct adapter *out
     mem_free(config_path);
     return status;
 }
+
+const char *peft_ignored(const struct adapter *adapter, int *count) {
+    const struct family *family = adapter->model->family;
+    const char *first = NULL;
+    *count = 0;
+    for (int i = 0; i < adapter->n_modules && family && family->peft_deaf; i++) {
+        const struct module *m = adapter->modules[i].module;
+        const char *hf = m->layer >= 0 ? family->linears[m->kind].hf : NULL;
+        if (!hf || !adapter->modules[i].r || !family_names(family->peft_deaf, hf, strlen(hf))) continue;
+        if ((*count)++ == 0) first = m->hf_name;
+    }
+    return first;
+}

@@ -107,6 +107,7 @@ const struct family family_table[] = {
                     LINEAR_FLAGS("mlp.shared_expert_gate", "ffn_gate_inp_shexp", LINEAR_SHARED_ROUTER, TENSOR_ROUTER),
                     SHARED("mlp.shared_expert"), EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
+        .peft_deaf = "mlp.experts.%d.gate_proj|mlp.experts.%d.up_proj|mlp.experts.%d.down_proj",
         .map = map_qwen2_moe,
     },
     {
@@ -168,6 +169,7 @@ const struct family family_table[] = {
                     EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
         .head_bias = true,
+        .peft_deaf = "block_sparse_moe.experts.%d.w1|block_sparse_moe.experts.%d.w3|block_sparse_moe.experts.%d.w2",
         .map = map_phimoe,
     },
     {
@@ -196,6 +198,10 @@ const struct family family_table[] = {
         .router_bias_hf = "mlp.gate.e_score_correction_bias",
         .router_bias_gguf = "exp_probs_b.bias",
         .gguf_deaf = "attn_q|attn_q_a|attn_q_b|attn_kv_a_mqa|attn_kv_b|attn_k_b|attn_v_b|output",
+        // Whatever is called gate_proj, up_proj or down_proj is taken for a part of the experts.
+        .peft_deaf = "mlp.gate_proj|mlp.up_proj|mlp.down_proj|mlp.experts.%d.gate_proj|mlp.experts.%d.up_proj|"
+                     "mlp.experts.%d.down_proj|mlp.shared_experts.gate_proj|mlp.shared_experts.up_proj|"
+                     "mlp.shared_experts.down_proj",
         .map = map_deepseek,
     },
     {
