@@ -11,6 +11,7 @@ enum base_storage {
     STORAGE_NF4_DOUBLE, // the same with scales in a byte each and an fp32 scale per 256 of them
     STORAGE_Q8_0,       // GGUF
     STORAGE_Q4_K,
+    STORAGE_PACKED, // as quantization_config says, where there is one
     STORAGE_COUNT,
 };
 const char *base_storage_name(enum base_storage storage); // "load_in_8bit", "Q4_K"
@@ -23,5 +24,7 @@ struct base_sizes {
     uint64_t ends;    // of embedding and head (tied: once)
     uint64_t others;  // norms, biases, routers; the three sum up to model->total_parameters
     uint64_t bytes[STORAGE_COUNT];
+    bool packed;          // the checkpoint is packed already: bytes[STORAGE_PACKED] is what its tensors take, and
+    char packed_name[80]; // "GPTQ, 4 bits, groups of 128"
 };
 void base_sizes_count(const struct model *model, struct base_sizes *out);

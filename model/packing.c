@@ -1,6 +1,7 @@
 // See packing.h. What the keys mean: formats.md 3.5, 4.1, 4.2, 5.2.
 #include "model/packing.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static bool is_word(const char *text, const char *words) {
@@ -63,6 +64,7 @@ static int read_gptq(const struct settings *s, struct packing *out) {
     if (words && strcmp(words, "int32") != 0)
         return error_set(s->err, STATUS_DATA, "%s: GPTQ with pack_dtype '%.60s' is not in this version; int32 is",
                          s->name, words);
+    if (flag_of(s, "lm_head", &out->head)) return -1;
     out->gptq_v2 = layout && strcmp(layout, "gptq_v2") == 0;
     out->overrides = json_child(overrides) != NULL;
     if (out->bits == 2 || out->bits == 3 || out->bits == 4 || out->bits == 8) return 0;
@@ -123,6 +125,10 @@ static int find_settings(const struct json *config, struct settings *s) {
     return 0;
 }
 
+static int read_bitsandbytes(const struct settings *s, struct packing *out) {
+    return flag_of(s, "load_in_8bit", &out->eight) || flag_of(s, "bnb_4bit_use_double_quant", &out->nested) ? -1 : 0;
+}
+
 int packing_read(const struct json *config, const char *name, struct packing *out, struct error *err) {
     struct settings s = {.name = name, .err = err};
     *out = (struct packing){0};
@@ -131,13 +137,89 @@ int packing_read(const struct json *config, const char *name, struct packing *ou
     if (text_of(&s, "quant_method", &out->method)) return -1;
     if (!out->method && (json_get(s.q, "load_in_4bit") || json_get(s.q, "load_in_8bit"))) out->method = "bitsandbytes";
     if (!out->method) return error_set(err, STATUS_DATA, "%s: quantization_config has no quant_method", name);
+    static const char *const lists[] = {"modules_to_not_convert", "llm_int8_skip_modules", "ignore"};
+    for (size_t i = 0; i < COUNT_OF(lists) && !out->kept; i++) {
+        const struct json *list = json_get(s.q, lists[i]);
+        out->kept = json_is(list, JSON_ARRAY) ? list : NULL;
+    }
     if (strcmp(out->method, "gptq") == 0) return read_gptq(&s, out);
     if (strcmp(out->method, "awq") == 0) return read_awq(&s, out);
     if (strcmp(out->method, "fp8") == 0) return read_fp8(&s, out);
     if (strcmp(out->method, "compressed-tensors") == 0) return read_compressed(&s);
-    if (is_word(out->method, "bitsandbytes|mxfp4")) return 0;
+    if (strcmp(out->method, "bitsandbytes") == 0) return read_bitsandbytes(&s, out);
+    if (strcmp(out->method, "mxfp4") == 0) return 0;
     return error_set(err, STATUS_DATA,
                      "%s: the quantisation method '%.60s' is not in this version; bitsandbytes, gptq, awq, fp8, mxfp4 "
                      "and compressed-tensors (FP8) are",
                      name, out->method);
+}
+
+// --- planning
+
+// Does the pattern, read from here, cover the name up to its end or to a dot?
+static bool covers(const char *pattern, const char *name) {
+    while (*pattern) {
+        if (*pattern == '*') {
+            pattern++, name += strcspn(name, ".");
+            continue;
+        }
+        if (*pattern++ != *name++) return false;
+    }
+    return *name == '\0' || *name == '.';
+}
+
+bool packing_keeps(const struct packing *packing, const char *name) {
+    for (const struct json *at = json_child(packing->kept); at; at = json_next(at)) {
+        const char *pattern = json_string(at, NULL);
+        for (const char *from = name; pattern && *pattern && from; from = strchr(from, '.')) {
+            from += *from == '.';
+            if (covers(pattern, from)) return true;
+        }
+    }
+    return false;
+}
+
+static uint64_t divide_up(uint64_t a, uint64_t b) {
+    return a / b + (a % b != 0);
+}
+
+static uint64_t bitsandbytes_bytes(const struct packing *p, uint64_t rows, uint64_t cols) {
+    uint64_t n = rows * cols, blocks = divide_up(n, 64);
+    if (p->eight) return n + 4 * rows + 1; // SCB, weight_format
+    return divide_up(n, 2) + 4 * 16 + (p->nested ? blocks + 4 * divide_up(blocks, 256) + 4 * 256 : 4 * blocks);
+}
+
+uint64_t packing_bytes(const struct packing *p, uint64_t rows, uint64_t cols) {
+    // transformers' own default where nothing is said.
+    uint64_t group = p->group_size > 0    ? (uint64_t)p->group_size
+                     : p->group_size == 0 ? 128
+                                          : cols,
+             groups = divide_up(cols, group);
+    uint64_t bits = (uint64_t)p->bits;
+    if (strcmp(p->method, "bitsandbytes") == 0) return bitsandbytes_bytes(p, rows, cols);
+    if (strcmp(p->method, "gptq") == 0)
+        return cols * bits / 32 * rows * 4 + groups * (rows * bits / 32) * 4 + groups * rows * 2 + 4 * cols;
+    if (strcmp(p->method, "awq") == 0) return cols * (rows / 8) * 4 + groups * (rows / 8) * 4 + groups * rows * 2;
+    if (strcmp(p->method, "mxfp4") == 0) return cols % 32 ? 0 : rows * (cols / 2 + cols / 32);
+    if (strcmp(p->method, "fp8") != 0) return rows * cols + 2 * rows; // a factor in bf16 for each row
+    uint64_t unit = p->scale_kind && strcmp(p->scale_kind, "ue8m0") == 0 ? 1 : 4;
+    if (p->block[0] < 1) return rows * cols + unit;
+    return rows * cols + unit * divide_up(rows, (uint64_t)p->block[0]) * divide_up(cols, (uint64_t)p->block[1]);
+}
+
+void packing_name(const struct packing *p, char *out) {
+    char groups[40] = "";
+    bool affine = is_word(p->method, "gptq|awq");
+    if (affine && p->group_size > 0) snprintf(groups, sizeof groups, ", groups of %lld", (long long)p->group_size);
+    if (affine)
+        snprintf(out, 80, "%s, %lld bits%s", strcmp(p->method, "gptq") == 0 ? "GPTQ" : "AWQ", (long long)p->bits,
+                 groups);
+    else if (strcmp(p->method, "bitsandbytes") == 0)
+        snprintf(out, 80, "bitsandbytes, %s%s", p->eight ? "8 bits" : "4 bits", p->nested ? ", double quantised" : "");
+    else if (strcmp(p->method, "mxfp4") == 0)
+        snprintf(out, 80, "MXFP4");
+    else if (p->block[0] > 0)
+        snprintf(out, 80, "FP8, blocks of %lld x %lld", (long long)p->block[0], (long long)p->block[1]);
+    else
+        snprintf(out, 80, "FP8");
 }

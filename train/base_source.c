@@ -274,11 +274,16 @@ static int quantised(const struct base_source *source, const char *path, int thr
     return status == 0 ? open_entry(folder, source, root, pool, model, err) : -1;
 }
 
+int base_source_find(const struct base_source *source, struct pool *pool, const char **path, struct error *err) {
+    *path = source->name;
+    if (file_exists(source->name) || file_is_folder(source->name)) return 0;
+    return hub_find(source->name, source->revision, pool, path, err);
+}
+
 int base_source_open(const struct base_source *source, int threads, struct model *out, struct error *err) {
     struct pool pool = {0};
     const char *path = source->name;
-    int status =
-        file_exists(path) || file_is_folder(path) ? 0 : hub_find(source->name, source->revision, &pool, &path, err);
+    int status = base_source_find(source, &pool, &path, err);
     if (status == 0) status = model_open(path, source->name, out, err);
     bool asked = status == 0 && source->packing.format != 0 && model_has_weights(out) && base_is_plain(out);
     if (asked && out->base->kind == BASE_GGUF) {
