@@ -182,6 +182,21 @@ static int check_seal(const struct base *b, const char *root, struct pool *pool,
     return error_set(err, STATUS_INTEGRITY, "%s: is not what was written there", b->path);
 }
 
+int base_source_check_entry(const char *folder, bool *entry, struct error *err) {
+    struct base b;
+    struct pool pool = {0};
+    const char *path = pool_printf(&pool, "%s/%s", folder, ENTRY), *root = cache_root(&pool);
+    if (!path || !root) return error_memory(err, "a path", strlen(folder));
+    *entry = file_exists(path);
+    int status = *entry ? base_open(folder, &b, err) : 0;
+    if (*entry && status == 0) {
+        status = check_seal(&b, root, &pool, err);
+        base_close(&b);
+    }
+    pool_free(&pool);
+    return status;
+}
+
 // "KEY.HOST-PID" is what a process works on; only a process of the same host can be asked whether it lives.
 static void host_name(char out[80]) {
     char host[64] = "";

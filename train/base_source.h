@@ -24,5 +24,9 @@ int base_source_open(const struct base_source *source, int threads, struct model
 // hub_find's.
 int base_source_find(const struct base_source *source, struct pool *pool, const char **path, struct error *err);
 
+// Is this folder what the cache of quantised bases made (*entry), and whole? Errors: 80 it is not what was written
+// there.
+int base_source_check_entry(const char *folder, bool *entry, struct error *err);
+
 // Do all linears of the layers have plain numbers?
 bool base_is_plain(const struct model *model);
