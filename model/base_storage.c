@@ -3,7 +3,7 @@
 #include "model/base_storage.h"
 
 #include "model/base_files.h"
-#include "model/packing.h"
+#include "model/checkpoint_packing.h"
 
 #include <assert.h>
 #include <string.h>

@@ -4,7 +4,7 @@
 
 #include "kernels/quant_tables.h"
 #include "model/base_files.h"
-#include "model/packing.h"
+#include "model/checkpoint_packing.h"
 
 // The matrix (rows, cols) of linear `stem` ("model.layers.0.self_attn.q_proj"). 1: `out` is set, its tables are in the
 // pool; 0: the linear is not packed (or not there); -1: error, 65.

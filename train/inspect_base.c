@@ -1,7 +1,7 @@
 // See inspect.h: bases in folders and parts.
 #include "train/inspect.h"
 
-#include "model/packing.h"
+#include "model/checkpoint_packing.h"
 #include "train/base_source.h"
 
 #include <stdio.h>

@@ -1,5 +1,5 @@
-// See packing.h. What the keys mean: formats.md 3.5, 4.1, 4.2, 5.2.
-#include "model/packing.h"
+// See checkpoint_packing.h. What the keys mean: formats.md 3.5, 4.1, 4.2, 5.2.
+#include "model/checkpoint_packing.h"
 
 #include <stdio.h>
 #include <string.h>
