@@ -351,6 +351,25 @@ TEST(routers_by_both_names) {
     }
 }
 
+// Where only some layers have experts, modules are listed by whole paths, of each expert one.
+TEST(experts_of_some_layers) {
+    struct model model;
+    struct adapter made, again = {0};
+    struct error err = {0};
+    char folder[600];
+    snprintf(folder, sizeof folder, "%s/experts", test_folder());
+    CHECK(file_make_folders(folder, &err) == 0);
+    CHECK_MSG(model_open(path_of("qwen2-moe", NULL), NULL, &model, &err) == 0, "%s", err.text);
+    if (err.code) return;
+    adapter_on(&model, "experts.%d.up_proj", &made);
+    CHECK(made.n_modules < model.arch.layers);
+    CHECK_MSG(peft_write(folder, &made, &err) == 0 && adapter_read(folder, &model, &again, &err) == 0, "%s", err.text);
+    CHECK_INT(again.n_modules, made.n_modules);
+    for (int k = 0; k < again.n_modules; k++) CHECK(again.modules[k].module == made.modules[k].module);
+    adapter_free(&made), adapter_free(&again);
+    model_close(&model);
+}
+
 // Experiments with PEFT 0.21.2 and transformers 5.23: adapters on these come back without an effect and without an
 // error.
 TEST(what_peft_leaves_out) {
@@ -398,4 +417,4 @@ TEST(unknown_families_are_refused_with_the_list) {
 TEST_MAIN(CASE(as_transformers_and_peft), CASE(queued_and_recomputed), CASE(in_bf16),
           CASE(adapters_as_peft_writes_them), CASE(adapters_through_llama_cpp_s_file),
           CASE(every_architecture_has_a_gguf), CASE(text_parts_of_multimodal_models), CASE(routers_by_both_names),
-          CASE(what_peft_leaves_out), CASE(unknown_families_are_refused_with_the_list))
+          CASE(experts_of_some_layers), CASE(what_peft_leaves_out), CASE(unknown_families_are_refused_with_the_list))

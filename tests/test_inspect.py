@@ -122,6 +122,20 @@ def what_cannot_be_used():
     check("config.json" in graft("inspect", folder, code=65).stderr, "a broken config.json")
 
 
+def numbers_that_are_not_finite():
+    folder = f"{work}/nan"
+    os.makedirs(folder)
+    shutil.copy(f"{FAMILIES}/llama-gptq4/config.json", folder)
+    shutil.copy(f"{FAMILIES}/llama-gptq4/model.safetensors", folder)
+    check(graft("doctor", folder).stdout.count("ok ") == 2, "a sound one")
+    tensors, data = header(f"{folder}/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.scales"
+    with open(f"{folder}/model.safetensors", "r+b") as f:
+        f.seek(os.path.getsize(f.name) - len(data) + tensors[name]["data_offsets"][0])
+        f.write(b"\0\x7e")
+    check(name in graft("doctor", folder, code=65).stderr, "a scale that is no number")
+
+
 def string(s):
     return struct.pack("<Q", len(s)) + s.encode()
 
@@ -187,7 +201,7 @@ def entries_of_our_cache():
 
 
 passed = failed = 0
-for run in (packed_checkpoints, plain_ones, shards, what_cannot_be_used, parts_of_a_gguf, a_name_on_the_hub, entries_of_our_cache):
+for run in (packed_checkpoints, plain_ones, shards, what_cannot_be_used, numbers_that_are_not_finite, parts_of_a_gguf, a_name_on_the_hub, entries_of_our_cache):
     if len(sys.argv) > 1 and run.__name__ not in sys.argv[1:]:
         continue
     try:

@@ -3,7 +3,7 @@
 // code 65 and a sentence that names the folder and the tensor or key; what is sound is taken, and all of it decodes.
 //
 // Accepted on purpose: scales that are not finite. Opening reads headers, not weights, whose scales they are; a number
-// that is not finite is found and named by the step that meets it, as one in a plain weight is.
+// that is not finite is found by the step that meets it, as one in a plain weight is, and `graft doctor` names it.
 #include "data/json.h"
 #include "model/model.h"
 #include "tests/harness.h"
