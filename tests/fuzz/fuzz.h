@@ -1,6 +1,6 @@
 // Fuzz targets. Each is one file with LLVMFuzzerTestOneInput; tests/fuzz/NAME are its seeds, seeds.c writes those of
-// formats that are not text, and `make test` replays them all under sanitizers (replay.c, any compiler). To run a
-// corpus libFuzzer (any compiler). Build and run one, from the repository root:
+// formats that are no text, and `make test` runs all of them under sanitizers (replay.c, which needs no fuzzer). To
+// look for more, from the repository root:
 //
 //   clang -g -O1 -std=c11 -D_GNU_SOURCE -I. -ffp-contract=off -o /tmp/fuzz_gguf
 //     -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all
