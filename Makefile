@@ -22,6 +22,7 @@ OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(FAST:%.c=$(BUILD)/%.c.o) $(FAST:%.c=$(B
            $(FAST:%.c=$(BUILD)/%.avx512.o) $(BF16:%.c=$(BUILD)/%.bf16.o)
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 PEERS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/peers/*.c))
+FUZZERS  = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SUITES   = $(wildcard tests/test_*.py)
 SCRIPTED = $(filter-out tests/test_program.py,$(SUITES))
 
@@ -52,15 +53,22 @@ $(BUILD)/%.bf16.o: %.c
 $(BUILD)/tests/%: tests/%.c $(BUILD)/tests/harness.o $(BUILD)/tests/tiny.o $(BUILD)/libgraft.a
 	@mkdir -p $(@D) && echo cc $<
 	@$(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+# A fuzz target that runs over files instead of a fuzzer's inputs, and the program that writes seeds.
+$(BUILD)/replay/%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c $(BUILD)/libgraft.a
+	@mkdir -p $(@D) && echo cc $<
+	@$(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.a,$^) $(LDLIBS)
+$(BUILD)/replay_seeds: tests/fuzz/seeds.c $(BUILD)/libgraft.a
+	@echo cc $< && $(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.a,$^) $(LDLIBS)
 $(BUILD)/bench/%: bench/%.c $(BUILD)/libgraft.a
 	@mkdir -p $(@D) && echo cc $<
 	@$(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
 
 programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
-# The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input run on it.
+# The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input and fuzz seeds run on it.
 sanitized:
 	@$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
-	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders)
+	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(BUILD)/asan/replay_seeds $(FUZZERS:%=$(BUILD)/asan/replay/%) \
+	    $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders test_packed_checkpoints test_hostile_bases)
 
 deps:
 	@bash tests/deps.sh

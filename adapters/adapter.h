@@ -89,6 +89,9 @@ int adapter_add_part(struct adapter *adapter, struct adapter_module *m, enum ada
 // --- PEFT folder (formats.md 6): adapter_config.json + adapter_model.safetensors, F32, HF row order. Made when
 // missing; each file is replaced whole, the tensors first, and read back before it gets its name.
 int peft_write(const char *folder, const struct adapter *adapter, struct error *err);
+// The first module whose adapter PEFT (0.21, with transformers 5) would leave out without an error, and how many there
+// are; NULL when it applies all of them. Seen with tests of that version; llama.cpp and this program apply them.
+const char *peft_ignored(const struct adapter *adapter, int *count);
 // Reads and checks against the model: peft_type, unknown modules, missing halves, shapes, non-finite values. What would
 // change the result is honoured or refused by name: patterns, DoRA, biases, modules_to_save, token rows are honoured.
 int peft_read(const char *folder, const struct model *model, struct adapter *out, struct error *err);

@@ -20,17 +20,17 @@ static bool literal_matches(const char *pattern, const char *path) {
     return true;
 }
 
-bool pattern_parameter(const struct module *m, char path[PATTERN_NAME]) {
-    if (m->form != MODULE_PARAMETER && !m->router) return false;
-    snprintf(path, PATTERN_NAME, "%s%s", m->hf_name, m->router ? ".weight" : "");
+bool pattern_parameter(const struct module *m, int name, char path[PATTERN_NAME]) {
+    const char *called = module_name(m, name);
+    if (!called || (m->form != MODULE_PARAMETER && !m->router)) return false;
+    snprintf(path, PATTERN_NAME, "%s%s", called, m->router ? ".weight" : "");
     return true;
 }
 
-// The module's name, of experts that of the first.
-static const char *module_example(const struct module *m, char out[PATTERN_NAME]) {
-    const char *d = strstr(m->hf_name, "%d");
-    if (!d) return m->hf_name;
-    snprintf(out, PATTERN_NAME, "%.*s0%s", (int)(d - m->hf_name), m->hf_name, d + 2);
+const char *pattern_example(const struct module *m, int name, char out[PATTERN_NAME]) {
+    const char *called = module_name(m, name), *d = called ? strstr(called, "%d") : NULL;
+    if (!d) return called;
+    snprintf(out, PATTERN_NAME, "%.*s0%s", (int)(d - called), called, d + 2);
     return out;
 }
 
@@ -73,6 +73,18 @@ static int matcher_try(struct matcher *m, const char *name) {
     return pcre2_match(m->code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, m->data, m->context);
 }
 
+// Any of the module's names.
+static int match_one(struct matcher *matcher, const struct module *m, bool parameters) {
+    char path[PATTERN_NAME];
+    int found = PCRE2_ERROR_NOMATCH;
+    for (int name = 0; found == PCRE2_ERROR_NOMATCH && module_name(m, name); name++) {
+        found = matcher_try(matcher, pattern_example(m, name, path));
+        if (found == PCRE2_ERROR_NOMATCH && parameters && m->router && pattern_parameter(m, name, path))
+            found = matcher_try(matcher, path);
+    }
+    return found;
+}
+
 // Marks by whole name; with `parameters`, routers also by the path of their parameter.
 static int match_all(const struct model *model, const char *regex, bool parameters, const char *blame, int status,
                      bool *marks, struct error *err) {
@@ -81,10 +93,7 @@ static int match_all(const struct model *model, const char *regex, bool paramete
     int failed = 0;
     for (int i = 0; i < model->n_modules && !failed; i++) {
         const struct module *m = &model->modules[i];
-        char name[PATTERN_NAME];
-        int found = matcher_try(&matcher, module_example(m, name));
-        if (found == PCRE2_ERROR_NOMATCH && parameters && m->router && pattern_parameter(m, name))
-            found = matcher_try(&matcher, name);
+        int found = match_one(&matcher, m, parameters);
         if (found < 0 && found != PCRE2_ERROR_NOMATCH)
             failed = error_set(err, status, "%s takes too many steps on '%s'", blame, m->hf_name);
         marks[i] = found >= 0;
@@ -104,8 +113,10 @@ int pattern_match_ending(const struct model *model, const char *key, const char 
         for (int i = 0; i < model->n_modules; i++) {
             const struct module *m = &model->modules[i];
             char path[PATTERN_NAME];
-            marks[i] = literal_matches(key, module_example(m, path)) ||
-                       (m->router && pattern_parameter(m, path) && literal_matches(key, path));
+            marks[i] = false;
+            for (int name = 0; module_name(m, name) && !marks[i]; name++)
+                marks[i] = literal_matches(key, pattern_example(m, name, path)) ||
+                           (m->router && pattern_parameter(m, name, path) && literal_matches(key, path));
         }
         return 0;
     }

@@ -15,6 +15,8 @@ int pattern_match(const struct model *model, const char *regex, const char *blam
 // dot. A router may also be meant by its parameter.
 int pattern_match_ending(const struct model *model, const char *key, const char *blame, int code, bool *marks,
                          struct error *err);
+// The module's i-th name, of experts that of the first one of them; NULL when it has no more names. Perhaps in `path`.
+const char *pattern_example(const struct module *module, int i, char path[PATTERN_NAME]);
 // The path of the parameter that target_parameters names for this module: of experts in one parameter, and of a router.
-// False for all others.
-bool pattern_parameter(const struct module *module, char path[PATTERN_NAME]);
+// By its i-th name (module_name). False for all others.
+bool pattern_parameter(const struct module *module, int i, char path[PATTERN_NAME]);

@@ -215,6 +215,12 @@ static int copy_row(struct peft_reader *r, const struct safetensors_entry *e, in
 // The entry of a tensor, NULL where the file has none.
 static const struct safetensors_entry *find_entry(struct peft_reader *r, const struct peft_tensor *t) {
     const struct safetensors_entry *e = safetensors_find(r->file, t->key);
+    if (!e && t->module->hf_old) { // as an older transformers calls it
+        const char *at = strstr(t->key, t->module->hf_name);
+        const char *old = pool_printf(r->pool, "%.*s%s%s", (int)(at - t->key), t->key, t->module->hf_old,
+                                      at + strlen(t->module->hf_name));
+        if (old) e = safetensors_find(r->file, old);
+    }
     if (e) r->used[e - r->file->entries] = true;
     return e;
 }
@@ -376,4 +382,17 @@ int peft_read(const char *folder, const struct model *model, struct adapter *out
     mem_free(tensors);
     mem_free(config_path);
     return status;
+}
+
+const char *peft_ignored(const struct adapter *adapter, int *count) {
+    const struct family *family = adapter->model->family;
+    const char *first = NULL;
+    *count = 0;
+    for (int i = 0; i < adapter->n_modules && family && family->peft_deaf; i++) {
+        const struct module *m = adapter->modules[i].module;
+        const char *hf = m->layer >= 0 ? family->linears[m->kind].hf : NULL;
+        if (!hf || !adapter->modules[i].r || !family_names(family->peft_deaf, hf, strlen(hf))) continue;
+        if ((*count)++ == 0) first = m->hf_name;
+    }
+    return first;
 }

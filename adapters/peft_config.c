@@ -181,10 +181,9 @@ static int layer_allowed(struct reader *r, const struct module *m, bool *allowed
     return 0;
 }
 
-// Whether a list of names takes the module, which is called `path` there; `exact` = one of them is its whole path.
-static int list_takes(struct reader *r, const char *key, const struct json *list, const char *path, bool *taken,
-                      bool *exact) {
-    *taken = *exact = false;
+// Whether a list of names takes what is called `path` there; `exact` = one of them is its whole path.
+static int list_takes_path(struct reader *r, const char *key, const struct json *list, const char *path, bool *taken,
+                           bool *exact) {
     size_t length = strlen(path), n;
     for (const struct json *v = json_child(list); v; v = json_next(v)) {
         const char *name = json_string(v, &n);
@@ -192,6 +191,20 @@ static int list_takes(struct reader *r, const char *key, const struct json *list
         if (n == 0 || !is_name_or_ending(path, length, name, n)) continue;
         *taken = true;
         *exact |= n == length;
+    }
+    return 0;
+}
+
+// The same of a module, by any of its names.
+static int list_takes(struct reader *r, const char *key, const struct json *list, const struct module *m, bool *taken,
+                      bool *exact) {
+    bool parameters = strcmp(key, "target_parameters") == 0;
+    char path[PATTERN_NAME];
+    *taken = *exact = false;
+    for (int i = 0; module_name(m, i); i++) {
+        const char *called = parameters ? path : pattern_example(m, i, path);
+        if (parameters && !pattern_parameter(m, i, path)) continue;
+        if (list_takes_path(r, key, list, called, taken, exact)) return -1;
     }
     return 0;
 }
@@ -204,7 +217,8 @@ static int check_parameters(struct reader *r, const struct json *list) {
         bool found = false;
         for (int i = 0; name && i < r->model->n_modules && !found; i++) {
             char path[PATTERN_NAME];
-            found = pattern_parameter(&r->model->modules[i], path) && is_name_or_ending(path, strlen(path), name, n);
+            for (int k = 0; !found && pattern_parameter(&r->model->modules[i], k, path); k++)
+                found = is_name_or_ending(path, strlen(path), name, n);
         }
         if (!found)
             return error_set(r->err, STATUS_DATA,
@@ -219,9 +233,8 @@ static int select_by_list(struct reader *r, const char *key, const struct json *
     for (int i = 0; i < r->model->n_modules; i++) {
         const struct module *m = &r->model->modules[i];
         bool taken, exact, allowed;
-        char path[PATTERN_NAME];
-        if (parameters ? !pattern_parameter(m, path) : m->form == MODULE_PARAMETER) continue;
-        if (list_takes(r, key, list, parameters ? path : m->hf_name, &taken, &exact)) return -1;
+        if (!parameters && m->form == MODULE_PARAMETER) continue;
+        if (list_takes(r, key, list, m, &taken, &exact)) return -1;
         if (!taken) continue;
         // PEFT restricts modules to layers, not parameters.
         if (!exact && !parameters && layer_allowed(r, m, &allowed)) return -1;
@@ -240,8 +253,7 @@ static int unselect_excluded(struct reader *r, struct pool *pool, bool *selected
     if (!regex && json_type(value) != JSON_ARRAY)
         return error_set(r->err, STATUS_DATA, "%s: exclude_modules is %s", r->path, json_type_name(value));
     for (int i = 0; i < r->model->n_modules; i++) {
-        if (!regex && list_takes(r, "exclude_modules", value, r->model->modules[i].hf_name, &marks[i], &exact))
-            return -1;
+        if (!regex && list_takes(r, "exclude_modules", value, &r->model->modules[i], &marks[i], &exact)) return -1;
         selected[i] &= !marks[i];
     }
     return 0;
@@ -567,7 +579,7 @@ static void put_parameters(struct json_writer *w, const struct adapter *adapter,
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
         char number[32], path[PATTERN_NAME];
-        if (!as_parameter(adapter, m) || !pattern_parameter(m, path)) continue;
+        if (!as_parameter(adapter, m) || !pattern_parameter(m, 0, path)) continue;
         snprintf(number, sizeof number, ".%d.", m->layer);
         const char *at = strstr(path, number);
         if (first_layer < 0) first_layer = m->layer;
@@ -628,7 +640,7 @@ static void put_pattern(struct json_writer *w, const struct adapter *adapter, bo
         char pattern[PATTERN_NAME];
         const char *name = m->module->hf_name, *d = strstr(name, "%d");
         if (d) snprintf(pattern, sizeof pattern, "%.*s[0-9]+%s", (int)(d - name), name, d + 2);
-        if (d || (as_parameter(adapter, m->module) && pattern_parameter(m->module, pattern))) name = pattern;
+        if (d || (as_parameter(adapter, m->module) && pattern_parameter(m->module, 0, pattern))) name = pattern;
         json_put_key(w, name);
         put_number(w, ranks ? (float)m->r : m->alpha);
     }

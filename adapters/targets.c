@@ -13,12 +13,16 @@ static bool ends_in(const char *path, const char *name) {
 }
 
 static bool named(const struct module *m, const char *name) {
-    return m->form != MODULE_PARAMETER && ends_in(m->hf_name, name);
+    bool found = false;
+    for (int i = 0; module_name(m, i); i++) found |= m->form != MODULE_PARAMETER && ends_in(module_name(m, i), name);
+    return found;
 }
 
 static bool parameter_named(const struct module *m, const char *name) {
     char path[PATTERN_NAME];
-    return pattern_parameter(m, path) && ends_in(path, name);
+    for (int i = 0; pattern_parameter(m, i, path); i++)
+        if (ends_in(path, name)) return true;
+    return false;
 }
 
 static bool in_layers(const struct target_options *o, int layer) {
@@ -34,7 +38,7 @@ static int unknown_parameter(const struct model *model, const char *name, struct
     char path[PATTERN_NAME], number[32];
     for (int k = 0, first = -1; k < model->n_modules; k++) {
         const struct module *m = &model->modules[k];
-        if (!pattern_parameter(m, path) || (first >= 0 && m->layer != first)) continue;
+        if (!pattern_parameter(m, 0, path) || (first >= 0 && m->layer != first)) continue;
         first = m->layer;
         snprintf(number, sizeof number, ".%d.", m->layer);
         const char *at = strstr(path, number);

@@ -407,6 +407,11 @@ bool file_is_folder(const char *path) {
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
+bool file_leads_nowhere(const char *path) {
+    struct stat info;
+    return lstat(path, &info) == 0 && S_ISLNK(info.st_mode) && stat(path, &info) != 0;
+}
+
 int file_size(const char *path, uint64_t *size, struct error *err) {
     struct stat info;
     int result;

@@ -44,6 +44,7 @@ int file_truncate(const char *path, uint64_t size, struct error *err);
 
 bool file_exists(const char *path);
 bool file_is_folder(const char *path);
+bool file_leads_nowhere(const char *path); // a link, and nothing at its end
 int file_size(const char *path, uint64_t *size, struct error *err);
 // Appends what tells this file from others and from itself after a change: real path, device, inode, size, time of the
 // last change in nanoseconds. The path need not be UTF-8.

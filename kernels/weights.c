@@ -75,12 +75,12 @@ struct weight weight_rows(const struct weight *w, int64_t begin, int64_t rows) {
         return v;
     if (w->turned_rows) {
         assert(begin % w->turned_rows == 0 && rows % w->turned_rows == 0);
-        v.data += (size_t)(begin / w->turned_rows * w->cols) * v.stride;
+        if (w->data) v.data += (size_t)(begin / w->turned_rows * w->cols) * v.stride;
         return v;
     }
     if (w->tables)
         v.first_row += begin;
-    else
+    else if (w->data) // none where only shapes are known
         v.data += (size_t)begin * (w->transposed ? (size_t)w->format->block_bytes : v.stride);
     return v;
 }

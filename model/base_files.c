@@ -147,11 +147,25 @@ static int open_config(struct base *b, const char *path, struct error *err) {
     return error_set(err, STATUS_DATA, "%s: is no JSON object", path);
 }
 
+// Snapshots of the Hugging Face cache are links to files that are there when they are whole. Without this a download
+// that was cut off would pass for a folder that has shapes and no weights.
+static int check_links(const char *const *paths, size_t n, struct error *err) {
+    for (size_t i = 0; i < n; i++) {
+        if (file_leads_nowhere(paths[i]))
+            return error_set(err, STATUS_NOINPUT,
+                             "%s: is a link to a file that does not exist, as a download leaves it that was cut off; "
+                             "download it again",
+                             paths[i]);
+    }
+    return 0;
+}
+
 static int open_folder(struct base *b, struct error *err) {
     char *config = path_join(b->folder, "config.json"), *index = path_join(b->folder, "model.safetensors.index.json");
     char *single = path_join(b->folder, "model.safetensors");
     int status = config && index && single ? 0 : error_memory(err, "a file name", strlen(b->folder));
     b->kind = BASE_SAFETENSORS;
+    if (status == 0) status = check_links((const char *const[]){config, index, single}, 3, err);
     if (status == 0) status = open_config(b, config, err);
     if (status == 0 && file_exists(index)) {
         status = open_index(b, index, err);

@@ -11,6 +11,7 @@ enum base_storage {
     STORAGE_NF4_DOUBLE, // the same with scales in a byte each and an fp32 scale per 256 of them
     STORAGE_Q8_0,       // GGUF
     STORAGE_Q4_K,
+    STORAGE_PACKED, // as quantization_config says, where there is one
     STORAGE_COUNT,
 };
 const char *base_storage_name(enum base_storage storage); // "load_in_8bit", "Q4_K"
@@ -25,6 +26,8 @@ struct base_sizes {
     uint64_t bytes[STORAGE_COUNT];
     // Of it: experts that lie in one tensor, which bitsandbytes leaves in 16 bits unless `quantize_moe_experts` is set.
     uint64_t stacked[STORAGE_COUNT];
+    bool packed;          // the checkpoint is packed already: bytes[STORAGE_PACKED] is what its tensors take, and
+    char packed_name[80]; // "GPTQ, 4 bits, groups of 128"
 };
 // Bytes in memory with or without that key.
 uint64_t base_sizes_bytes(const struct base_sizes *sizes, enum base_storage storage, bool experts);

@@ -18,13 +18,18 @@
 #define FUSED_MLP                                                                                                      \
     {.hf = "mlp.gate_up_proj", .gguf = "ffn_up", .n_parts = 2, .parts = {LINEAR_GATE, LINEAR_UP}},                     \
         LINEAR("mlp.down_proj", "ffn_down", LINEAR_DOWN)
-// One module per expert, as on disk; the router.
-#define EXPERTS(router, gate, up, down)                                                                                \
-    LINEAR_FLAGS(router, "ffn_gate_inp", LINEAR_ROUTER, TENSOR_ROUTER),                                                \
+// One module per expert, as on disk; the router, which transformers may call otherwise than the disk does.
+#define EXPERTS(router, router_module, gate, up, down)                                                                 \
+    {.hf = router,                                                                                                     \
+     .gguf = "ffn_gate_inp",                                                                                           \
+     .n_parts = 1,                                                                                                     \
+     .parts = {LINEAR_ROUTER},                                                                                         \
+     .flags = TENSOR_ROUTER,                                                                                           \
+     .module = router_module},                                                                                         \
         LINEAR(gate, "ffn_gate_exps", LINEAR_EXPERT_GATE), LINEAR(up, "ffn_up_exps", LINEAR_EXPERT_UP),                \
         LINEAR(down, "ffn_down_exps", LINEAR_EXPERT_DOWN)
 #define MLP_EXPERTS                                                                                                    \
-    EXPERTS("mlp.gate", "mlp.experts.%d.gate_proj", "mlp.experts.%d.up_proj", "mlp.experts.%d.down_proj")
+    EXPERTS("mlp.gate", NULL, "mlp.experts.%d.gate_proj", "mlp.experts.%d.up_proj", "mlp.experts.%d.down_proj")
 // The same experts as parameters of one module: what PEFT calls target parameters.
 #define EXPERT_PARAMETERS                                                                                              \
     {.hf = "mlp.experts.gate_up_proj",                                                                                 \
@@ -52,8 +57,8 @@ const struct family family_table[] = {
         .gguf_arch = "llama",
         .model_types = "llama|mistral|ministral|mixtral",
         .linears = {QKVO, MLP,
-                    EXPERTS("block_sparse_moe.gate", "block_sparse_moe.experts.%d.w1", "block_sparse_moe.experts.%d.w3",
-                            "block_sparse_moe.experts.%d.w2"),
+                    EXPERTS("block_sparse_moe.gate", "mlp.gate", "block_sparse_moe.experts.%d.w1",
+                            "block_sparse_moe.experts.%d.w3", "block_sparse_moe.experts.%d.w2"),
                     EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
         .permuted_qk = true,
@@ -102,6 +107,7 @@ const struct family family_table[] = {
                     LINEAR_FLAGS("mlp.shared_expert_gate", "ffn_gate_inp_shexp", LINEAR_SHARED_ROUTER, TENSOR_ROUTER),
                     SHARED("mlp.shared_expert"), EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
+        .peft_deaf = "mlp.experts.%d.gate_proj|mlp.experts.%d.up_proj|mlp.experts.%d.down_proj",
         .map = map_qwen2_moe,
     },
     {
@@ -158,11 +164,12 @@ const struct family family_table[] = {
         .gguf_arch = "phimoe",
         .model_types = "phimoe",
         .linears = {QKVO,
-                    EXPERTS("block_sparse_moe.gate", "block_sparse_moe.experts.%d.w1", "block_sparse_moe.experts.%d.w3",
-                            "block_sparse_moe.experts.%d.w2"),
+                    EXPERTS("block_sparse_moe.gate", "mlp.router", "block_sparse_moe.experts.%d.w1",
+                            "block_sparse_moe.experts.%d.w3", "block_sparse_moe.experts.%d.w2"),
                     EXPERT_PARAMETERS},
         .norms = {PRE_NORMS},
         .head_bias = true,
+        .peft_deaf = "block_sparse_moe.experts.%d.w1|block_sparse_moe.experts.%d.w3|block_sparse_moe.experts.%d.w2",
         .map = map_phimoe,
     },
     {
@@ -191,6 +198,10 @@ const struct family family_table[] = {
         .router_bias_hf = "mlp.gate.e_score_correction_bias",
         .router_bias_gguf = "exp_probs_b.bias",
         .gguf_deaf = "attn_q|attn_q_a|attn_q_b|attn_kv_a_mqa|attn_kv_b|attn_k_b|attn_v_b|output",
+        // Whatever is called gate_proj, up_proj or down_proj is taken for a part of the experts.
+        .peft_deaf = "mlp.gate_proj|mlp.up_proj|mlp.down_proj|mlp.experts.%d.gate_proj|mlp.experts.%d.up_proj|"
+                     "mlp.experts.%d.down_proj|mlp.shared_experts.gate_proj|mlp.shared_experts.up_proj|"
+                     "mlp.shared_experts.down_proj",
         .map = map_deepseek,
     },
     {

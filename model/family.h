@@ -76,6 +76,9 @@ struct family {
     const char *router_bias_hf, *router_bias_gguf; // per MoE layer
     bool head_bias;
     const char *gguf_deaf; // GGUF tensors whose adapters llama.cpp's graph ignores, "attn_q|output"; NULL = none
+    // Linears (their names in the table) whose adapters PEFT 0.21 with transformers 5 loads and leaves out, because it
+    // looks for experts in other places there; NULL = none.
+    const char *peft_deaf;
     // Hugging Face's names; NULL: "model.", "layers", "embed_tokens", "norm".
     const char *hf_root, *hf_layers, *hf_embed, *hf_norm;
     // Before the modules and the head of the text model in a multimodal one; NULL: "model.language_model.", "".

@@ -69,8 +69,11 @@ static void find_root(struct loader *l) {
 static int map_json(struct loader *l) {
     struct model *m = l->model;
     const struct json *root = l->base->config.root, *text = json_get(root, "text_config");
-    const char *type = json_string(json_get(text, "model_type"), NULL);
-    if (!type) type = json_string(json_get(root, "model_type"), NULL);
+    size_t length = 0;
+    const char *type = json_string(json_get(text, "model_type"), &length);
+    if (!type) type = json_string(json_get(root, "model_type"), &length);
+    if (type && strlen(type) != length)
+        return error_set(l->err, STATUS_DATA, "%s/config.json: key 'model_type' holds a NUL", l->base->name);
     if (!type) return error_set(l->err, STATUS_DATA, "%s: config.json has no key 'model_type'", l->base->name);
     l->family = family_find_hf(type);
     if (!l->family) return unknown(l, "model type", type, false);

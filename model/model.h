@@ -50,7 +50,8 @@ struct module {
     int kind;      // the same for the same place in every layer, < MODULE_KINDS
     enum module_form form;
     bool router;            // not reached by lora_target_linear
-    const char *hf_name;    // "model.layers.0.self_attn.q_proj"
+    const char *hf_name;    // "model.layers.0.self_attn.q_proj", as transformers 5 calls it
+    const char *hf_old;     // in adapters made with an older one, where that is another name; NULL
     const char *short_name; // "q_proj"
     int64_t in, out;        // of one expert
     int experts;            // 1 = none
@@ -59,6 +60,10 @@ struct module {
     struct module_part parts[FAMILY_PARTS];
     struct module_tensor tensors[FAMILY_PARTS];
 };
+// The i-th name of a module: 0 is hf_name, 1 hf_old; NULL when it has no more.
+static inline const char *module_name(const struct module *module, int i) {
+    return i == 0 ? module->hf_name : i == 1 ? module->hf_old : NULL;
+}
 
 struct layer_weights {
     struct linear linear[LINEAR_KINDS];

@@ -57,8 +57,14 @@ static void no_memory(struct loader *l, const char *what) {
     l->failed = true;
 }
 
+// As many tensors as a file may have. A few bytes of config.json could ask for any number of experts; DeepSeek V3 has
+// 45 thousand of their matrices.
+enum { MOST_WEIGHTS = ST_MAX_TENSORS };
+
 // `n` weights side by side with consecutive ids, to be filled in; NULL when out of memory.
 static struct weight *new_weights(struct loader *l, int n, int segment) {
+    if (!l->failed && n > MOST_WEIGHTS - l->n_weights)
+        fail(l, "the model has more than %d matrices and vectors", MOST_WEIGHTS);
     struct weight *w = l->failed ? NULL : pool_array(&l->model->pool, (uint64_t)n, sizeof *w);
     if (w && l->n_weights + n > l->capacity) {
         int capacity = 2 * (l->n_weights + n) + 64;
@@ -69,7 +75,7 @@ static struct weight *new_weights(struct loader *l, int n, int segment) {
             w = NULL;
     }
     if (!w) {
-        no_memory(l, "the weight table");
+        if (!l->failed) no_memory(l, "the weight table");
         return NULL;
     }
     for (int i = 0; i < n; i++) {
@@ -443,6 +449,7 @@ static void add_module(struct loader *l, const struct row *r) {
     m->router = f->flags & TENSOR_ROUTER;
     m->hf_name = weight_name(l, "%s%s.%d.%s", l->module_root, layers, r->layer, f->module ? f->module : f->hf);
     m->short_name = last_component(m->hf_name);
+    if (f->module && m->router) m->hf_old = weight_name(l, "%s%s.%d.%s", l->module_root, layers, r->layer, f->hf);
     m->in = r->in, m->out = r->total, m->experts = (int)r->experts;
     m->hf_swapped = f->flags & TENSOR_SWAPPED;
     m->n_parts = whole ? 1 : r->n;

@@ -1,10 +1,9 @@
 // See packed_linear.h.
 #include "model/packed_linear.h"
 
+#include <float.h>
 #include <stdio.h>
 #include <string.h>
-
-// --- config.json
 
 static bool is_word(const char *text, const char *words) {
     size_t length = text ? strlen(text) : 0;
@@ -12,81 +11,6 @@ static bool is_word(const char *text, const char *words) {
         if (strcspn(at, "|") == length && memcmp(at, text, length) == 0) return true;
     }
     return false;
-}
-
-static int64_t integer(const struct json *object, const char *key, int64_t fallback) {
-    int64_t value = fallback;
-    const struct json *v = json_get(object, key);
-    return v && json_int(v, &value) ? value : fallback;
-}
-
-static int read_gptq(const struct json *q, const char *name, struct packing *out, struct error *err) {
-    const char *layout = json_string(json_get(q, "checkpoint_format"), NULL);
-    if (!layout) layout = json_string(json_get(q, "format"), NULL);
-    bool marlin = false;
-    json_bool(json_get(q, "is_marlin_format"), &marlin);
-    if (marlin) layout = "marlin";
-    if (layout && !is_word(layout, "gptq|gptq_v2"))
-        return error_set(err, STATUS_DATA,
-                         "%s: GPTQ in the layout '%.60s' is not in this version; gptq and gptq_v2 are", name, layout);
-    out->gptq_v2 = layout && strcmp(layout, "gptq_v2") == 0;
-    out->bits = integer(q, "bits", 0);
-    out->group_size = integer(q, "group_size", -1);
-    out->overrides = json_is(json_get(q, "dynamic"), JSON_OBJECT);
-    if (out->bits == 2 || out->bits == 3 || out->bits == 4 || out->bits == 8) return 0;
-    return error_set(err, STATUS_DATA, "%s: GPTQ of %lld bits is not in this version; 2, 3, 4 and 8 are", name,
-                     (long long)out->bits);
-}
-
-static int read_awq(const struct json *q, const char *name, struct packing *out, struct error *err) {
-    const char *layout = json_string(json_get(q, "version"), NULL);
-    out->bits = integer(q, "bits", integer(q, "w_bit", 4));
-    out->group_size = integer(q, "group_size", integer(q, "q_group_size", 128));
-    if (layout && !is_word(layout, "gemm|GEMM"))
-        return error_set(err, STATUS_DATA, "%s: AWQ in the layout '%.60s' is not in this version; gemm is", name,
-                         layout);
-    if (out->bits == 4) return 0;
-    return error_set(err, STATUS_DATA, "%s: AWQ of %lld bits is not in this version; 4 is", name, (long long)out->bits);
-}
-
-static int read_fp8(const struct json *q, const char *name, struct packing *out, struct error *err) {
-    const struct json *block = json_get(q, "weight_block_size");
-    out->scale_kind = json_string(json_get(q, "scale_fmt"), NULL);
-    if (!json_is(block, JSON_ARRAY)) return 0;
-    const struct json *first = json_child(block), *second = json_next(first);
-    if (!json_int(first, &out->block[0]) || !json_int(second, &out->block[1]) || out->block[0] < 1 || out->block[1] < 1)
-        return error_set(err, STATUS_DATA, "%s: weight_block_size is no pair of positive numbers", name);
-    return 0;
-}
-
-// FP8 of compressed-tensors has the same tensors; its integer formats do not.
-static int read_compressed(const struct json *q, const char *name, struct error *err) {
-    const char *format = json_string(json_get(q, "format"), NULL);
-    if (is_word(format, "float-quantized|naive-quantized")) return 0;
-    return error_set(err, STATUS_DATA,
-                     "%s: compressed-tensors in the format '%.60s' is not in this version; "
-                     "float-quantized (FP8) is",
-                     name, format ? format : "");
-}
-
-int packing_read(const struct json *config, const char *name, struct packing *out, struct error *err) {
-    const struct json *q = json_get(config, "quantization_config");
-    if (!json_is(q, JSON_OBJECT)) q = json_get(json_get(config, "text_config"), "quantization_config");
-    if (!json_is(q, JSON_OBJECT)) q = json_get(config, "compression_config");
-    *out = (struct packing){0};
-    if (!json_is(q, JSON_OBJECT)) return 0;
-    out->method = json_string(json_get(q, "quant_method"), NULL);
-    if (!out->method && (json_get(q, "load_in_4bit") || json_get(q, "load_in_8bit"))) out->method = "bitsandbytes";
-    if (!out->method) return error_set(err, STATUS_DATA, "%s: quantization_config has no quant_method", name);
-    if (strcmp(out->method, "gptq") == 0) return read_gptq(q, name, out, err);
-    if (strcmp(out->method, "awq") == 0) return read_awq(q, name, out, err);
-    if (strcmp(out->method, "fp8") == 0) return read_fp8(q, name, out, err);
-    if (strcmp(out->method, "compressed-tensors") == 0) return read_compressed(q, name, err);
-    if (is_word(out->method, "bitsandbytes|mxfp4")) return 0;
-    return error_set(err, STATUS_DATA,
-                     "%s: the quantisation method '%.60s' is not in this version; bitsandbytes, gptq, awq, fp8, mxfp4 "
-                     "and compressed-tensors (FP8) are",
-                     name, out->method);
 }
 
 // --- tensors
@@ -156,30 +80,73 @@ static int made(const struct finder *f, int status) {
 
 // --- bitsandbytes
 
-static int read_state(const struct finder *f, const struct base_tensor *t, struct nf4_parts *p,
-                      struct json_document *d) {
+enum { STATE_BYTES = 1 << 16 }; // bitsandbytes writes less than 200
+
+// The text of a quant_state; `document` holds its strings.
+static int open_state(const struct finder *f, const struct base_tensor *t, struct json_document *document) {
     static const char known[] = "quant_type|blocksize|dtype|shape|nested_blocksize|nested_dtype|nested_offset";
-    struct json_options options = {.name = t->name};
-    const char *type = NULL, *dtype = NULL;
+    char name[sizeof f->err->text];
+    snprintf(name, sizeof name, "%s: tensor '%s'", f->base->name, t->name);
+    struct json_options options = {.name = name, .max_values = 100};
+    if (t->dtype != ST_U8 || t->bytes > STATE_BYTES)
+        return error_set(f->err, STATUS_DATA, "%s is no text of at most %d bytes", name, STATE_BYTES);
+    if (json_parse(t->data, (size_t)t->bytes, &options, document, f->err)) return -1;
+    if (!json_is(document->root, JSON_OBJECT)) return error_set(f->err, STATUS_DATA, "%s is no JSON object", name);
+    for (const struct json *at = json_child(document->root); at; at = json_next(at)) {
+        if (!is_word(json_key(at, NULL), known))
+            return error_set(f->err, STATUS_DATA, "%s has a key '%.60s', which this version does not know", name,
+                             json_key(at, NULL));
+    }
+    return 0;
+}
+
+// Its numbers. *nested: absmax is quantised itself.
+static int read_state(const struct json *root, struct nf4_parts *p, bool *nested, struct error *err) {
+    const char *type = NULL, *dtype = NULL, *outer = NULL;
     const struct json *shape = NULL;
     double offset = 0;
-    if (json_parse((const char *)t->data, (size_t)t->bytes, &options, d, f->err)) return -1;
-    for (const struct json *at = json_child(d->root); at; at = json_next(at)) {
-        if (!is_word(json_key(at, NULL), known))
-            return error_set(f->err, STATUS_DATA, "%s: tensor '%s' has a key '%.60s', which this version does not know",
-                             f->base->name, t->name, json_key(at, NULL));
+    *nested = json_get(root, "nested_offset") || json_get(root, "nested_blocksize");
+    enum json_presence outer_needed = *nested ? JSON_REQUIRED : JSON_OPTIONAL;
+    if (json_get_string(root, "quant_type", JSON_REQUIRED, &type, NULL, err) ||
+        json_get_string(root, "dtype", JSON_REQUIRED, &dtype, NULL, err) ||
+        json_get_int(root, "blocksize", JSON_REQUIRED, &p->blocksize, err) ||
+        json_get_container(root, "shape", JSON_ARRAY, JSON_REQUIRED, &shape, err) ||
+        json_get_string(root, "nested_dtype", JSON_OPTIONAL, &outer, NULL, err) ||
+        json_get_int(root, "nested_blocksize", outer_needed, &p->nested_blocksize, err) ||
+        json_get_double(root, "nested_offset", outer_needed, &offset, err)) {
+        return -1;
     }
-    type = json_string(json_get(d->root, "quant_type"), NULL), dtype = json_string(json_get(d->root, "dtype"), NULL);
-    shape = json_get(d->root, "shape");
-    p->blocksize = integer(d->root, "blocksize", 0), p->nested_blocksize = integer(d->root, "nested_blocksize", 0);
-    if (json_get(d->root, "nested_offset") && !json_double(json_get(d->root, "nested_offset"), &offset)) offset = 0;
+    if (json_count(shape) != 2 || !json_int(json_child(shape), &p->rows) ||
+        !json_int(json_next(json_child(shape)), &p->cols))
+        return error_set(err, STATUS_DATA, "the shape is not two whole numbers");
+    if (!is_word(type, "nf4|fp4"))
+        return error_set(err, STATUS_DATA, "quant_type '%.60s' is neither nf4 nor fp4", type);
+    if (!is_word(dtype, "bfloat16|float16|float32"))
+        return error_set(err, STATUS_DATA, "dtype '%.60s' is none of bfloat16, float16 and float32", dtype);
+    if (outer && strcmp(outer, "float32") != 0)
+        return error_set(err, STATUS_DATA, "nested_dtype '%.60s' is not float32", outer);
+    if (!(offset >= -FLT_MAX && offset <= FLT_MAX))
+        return error_set(err, STATUS_DATA, "nested_offset %g is no float32", offset);
     p->nested_offset = (float)offset;
-    if (!json_int(json_child(shape), &p->rows) || !json_int(json_next(json_child(shape)), &p->cols))
-        return fail(f, ".weight", "has a quant_state without a shape");
-    if (!is_word(type, "nf4|fp4")) return fail(f, ".weight", "has a quant_state of neither nf4 nor fp4");
     p->fp4 = strcmp(type, "fp4") == 0;
     p->rounded = is_word(dtype, "bfloat16") ? NUMBER_BF16 : is_word(dtype, "float16") ? NUMBER_F16 : NUMBER_F32;
-    if (!is_word(dtype, "bfloat16|float16|float32")) return fail(f, ".weight", "has a quant_state of an unknown dtype");
+    return 0;
+}
+
+// Tensor names and the state say the same: the kind, the shape, whether there are tables of tables.
+static int take_state(const struct finder *f, const struct base_tensor *t, struct nf4_parts *p, bool *nested) {
+    struct json_document document = {0};
+    int status = open_state(f, t, &document);
+    if (status == 0 && read_state(document.root, p, nested, f->err)) {
+        error_prefix(f->err, "%s: tensor '%s'", f->base->name, t->name);
+        status = -1;
+    }
+    json_free(&document);
+    if (status) return -1;
+    const char *kind = strrchr(t->name, '_') + 1;
+    if (strcmp(kind, p->fp4 ? "fp4" : "nf4") != 0)
+        return error_set(f->err, STATUS_DATA, "%s: tensor '%s' says that it is of %s", f->base->name, t->name,
+                         p->fp4 ? "fp4" : "nf4");
     if (p->rows == f->rows && p->cols == f->cols) return 0;
     return error_set(f->err, STATUS_DATA, "%s: tensor '%s.weight' is %lld x %lld, the architecture says %lld x %lld",
                      f->base->name, f->stem, (long long)p->rows, (long long)p->cols, (long long)f->rows,
@@ -189,13 +156,10 @@ static int read_state(const struct finder *f, const struct base_tensor *t, struc
 static int take_nf4(const struct finder *f, const struct base_tensor *codes, const struct base_tensor *state,
                     struct weight *out) {
     struct nf4_parts p = {.name = codes->name, .codes = bytes_of(codes)};
-    struct json_document document = {0};
     struct base_tensor t;
-    int status = read_state(f, state, &p, &document);
-    json_free(&document);
-    if (status || need(f, ".weight.quant_map", ST_F32, -1, -1, &t)) return -1;
+    bool nested = false;
+    if (take_state(f, state, &p, &nested) || need(f, ".weight.quant_map", ST_F32, -1, -1, &t)) return -1;
     p.quant_map = bytes_of(&t);
-    bool nested = find(f, ".weight.nested_absmax", &t);
     if (need(f, ".weight.absmax", nested ? ST_U8 : ST_F32, -1, -1, &t)) return -1;
     p.absmax = bytes_of(&t);
     if (nested) {
@@ -211,7 +175,7 @@ static int take_nf4(const struct finder *f, const struct base_tensor *codes, con
 static int take_int8(const struct finder *f, const struct base_tensor *codes, struct weight *out) {
     struct base_tensor scb, format;
     if (need(f, ".weight", ST_I8, f->rows, f->cols, &scb) || need(f, ".SCB", ST_F32, -1, -1, &scb)) return -1;
-    if (find(f, ".weight_format", &format) && format.bytes == 1 && format.data[0] != 0)
+    if (find(f, ".weight_format", &format) && (format.dtype != ST_U8 || format.bytes != 1 || format.data[0] != 0))
         return fail(f, ".weight_format", "is not 0: only rows one after another are in this version");
     struct weight_tables *tables = new_tables(f);
     struct int8_parts p = {.name = codes->name,
@@ -228,22 +192,42 @@ static int take_int8(const struct finder *f, const struct base_tensor *codes, st
 static int take_scales(const struct finder *f, struct base_tensor *scales, enum number *type) {
     if (!find(f, ".scales", scales)) return fail(f, ".scales", "is missing");
     if (!number_of(scales->dtype, type) || *type == NUMBER_E8M0) return fail(f, ".scales", "holds no floats");
-    if (scales->n_dims != 2 || scales->shape[1] != f->rows) return fail(f, ".scales", "has the wrong shape");
+    if (scales->n_dims != 2 || scales->shape[0] < 1 || scales->shape[1] != f->rows)
+        return fail(f, ".scales", "has the wrong shape");
     return 0;
+}
+
+// Columns of a group, where the configuration says something for all modules and this one has groups of its own, or
+// where it says nothing. The tensors tell how many groups there are, which only sometimes tells how large they are.
+static int group_size(const struct finder *f, int64_t groups, bool listed, int64_t *size) {
+    const struct packing *q = f->packing;
+    *size = q->group_size;
+    if (*size != 0 && !q->overrides) return 0;
+    if (*size > 0 && (f->cols + *size - 1) / *size == groups) return 0;
+    *size = groups == 1 ? -1 : (f->cols + groups - 1) / groups;
+    if (groups == 1 || f->cols % groups == 0 || (listed && (f->cols + *size - 1) / *size == groups)) return 0;
+    return error_set(f->err, STATUS_DATA, "%s: tensor '%s.scales' has %lld groups, which do not divide %lld columns",
+                     f->base->name, f->stem, (long long)groups, (long long)f->cols);
 }
 
 static int take_gptq(const struct finder *f, const struct base_tensor *codes, struct weight *out) {
     struct base_tensor zeros, scales, groups;
     const struct packing *q = f->packing;
     enum number type;
-    int64_t bits = q->overrides ? codes->shape[0] * 32 / f->cols : q->bits, size = q->group_size;
+    int64_t bits = q->bits, size;
     if (take_scales(f, &scales, &type)) return -1;
-    if (q->overrides) size = scales.shape[0] == 1 ? -1 : (f->cols + scales.shape[0] - 1) / scales.shape[0];
-    if (need(f, ".qweight", ST_I32, f->cols * bits / 32, f->rows, &zeros) ||
+    if (find(f, ".g_idx", &groups) && groups.dtype != ST_I32) return fail(f, ".g_idx", "is not I32");
+    if (q->reordered && !groups.data && scales.shape[0] > 1)
+        return fail(f, ".g_idx", "is missing, and config.json says desc_act: which column is in which group is lost");
+    if (q->overrides) {
+        bits = codes->shape[0] <= f->cols ? codes->shape[0] * 32 / f->cols : 0;
+        if (bits != 2 && bits != 3 && bits != 4 && bits != 8) return fail(f, ".qweight", "has the wrong shape");
+    }
+    if (group_size(f, scales.shape[0], groups.data != NULL, &size) ||
+        need(f, ".qweight", ST_I32, f->cols * bits / 32, f->rows, &zeros) ||
         need(f, ".qzeros", ST_I32, scales.shape[0], f->rows * bits / 32, &zeros)) {
         return -1;
     }
-    if (find(f, ".g_idx", &groups) && groups.dtype != ST_I32) return fail(f, ".g_idx", "is not I32");
     struct weight_tables *tables = new_tables(f);
     struct gptq_parts p = {.name = codes->name,
                            .rows = f->rows,
@@ -263,7 +247,9 @@ static int take_gptq(const struct finder *f, const struct base_tensor *codes, st
 static int take_awq(const struct finder *f, const struct base_tensor *codes, struct weight *out) {
     struct base_tensor zeros, scales;
     enum number type;
-    if (take_scales(f, &scales, &type) || need(f, ".qweight", ST_I32, f->cols, f->rows / 8, &zeros) ||
+    int64_t size;
+    if (take_scales(f, &scales, &type) || group_size(f, scales.shape[0], false, &size) ||
+        need(f, ".qweight", ST_I32, f->cols, f->rows / 8, &zeros) ||
         need(f, ".qzeros", ST_I32, scales.shape[0], f->rows / 8, &zeros)) {
         return -1;
     }
@@ -271,7 +257,7 @@ static int take_awq(const struct finder *f, const struct base_tensor *codes, str
     struct awq_parts p = {.name = codes->name,
                           .rows = f->rows,
                           .cols = f->cols,
-                          .group_size = f->packing->group_size,
+                          .group_size = size,
                           .scale_type = type,
                           .rounded = type,
                           .qweight = bytes_of(codes),
@@ -301,7 +287,7 @@ static int take_fp8(const struct finder *f, const struct base_tensor *codes, str
     int64_t grid[2];
     if (need(f, ".weight", codes->dtype, f->rows, f->cols, &scales) || scale_grid(f, &scales, &type, grid)) return -1;
     const int64_t *block = f->packing->block;
-    bool blocks = block[0] > 0 && grid[0] * grid[1] > 1;
+    bool blocks = block[0] > 0 && scales.n_dims == 2;
     struct weight_tables *tables = new_tables(f);
     struct fp8_parts p = {.name = codes->name,
                           .e5m2 = codes->dtype == ST_F8_E5M2,
@@ -343,28 +329,59 @@ static bool quant_state(const struct finder *f, struct base_tensor *out) {
            find(f, ".weight.quant_state.bitsandbytes__fp4", out);
 }
 
+// A linear of which one tensor says that it is packed, and the one with its codes is not there.
+static int half_there(const struct finder *f) {
+    struct base_tensor t;
+    const char *method = f->packing->method;
+    if (is_word(method, "gptq|awq") && (find(f, ".scales", &t) || find(f, ".qzeros", &t) || find(f, ".g_idx", &t)))
+        return fail(f, ".qweight", "is missing");
+    return 0;
+}
+
+static int take_bitsandbytes(const struct finder *f, const struct base_tensor *codes, struct weight *out) {
+    struct base_tensor more;
+    if (quant_state(f, &more)) return take_nf4(f, codes, &more, out);
+    if (codes->dtype == ST_I8) return take_int8(f, codes, out);
+    if (codes->dtype == ST_U8 || find(f, ".weight.absmax", &more))
+        return fail(f, ".weight.quant_state.bitsandbytes__nf4", "is missing (nor is there one of fp4)");
+    return find(f, ".SCB", &more) ? fail(f, ".weight", "has an SCB, but is not I8") : 0;
+}
+
+// Without a quantization_config nothing is packed, and tensors that say otherwise would be read as something else.
+static int check_plain(const struct finder *f) {
+    struct base_tensor t;
+    if (find(f, ".weight", &t) && t.format) return 0;
+    static const char *const packed[] = {".qweight", ".weight.absmax", ".SCB", ".weight_scale_inv", ".weight_scale"};
+    for (size_t i = 0; i < COUNT_OF(packed); i++) {
+        if (find(f, packed[i], &t)) return fail(f, packed[i], "is there, but config.json has no quantization_config");
+    }
+    return 0;
+}
+
 int packed_linear(const struct base *base, const struct packing *packing, struct pool *pool, const char *stem,
                   int64_t rows, int64_t cols, struct weight *out, struct error *err) {
     struct finder f = {base, packing, pool, stem, rows, cols, err};
-    struct base_tensor t, more;
-    if (!packing->method || base->kind != BASE_SAFETENSORS) return 0;
+    struct base_tensor t;
+    const char *method = packing->method;
+    if (base->kind != BASE_SAFETENSORS) return 0;
+    if (!method) return check_plain(&f);
     if (find(&f, ".qweight", &t)) {
-        if (strcmp(packing->method, "gptq") == 0) return take_gptq(&f, &t, out);
-        if (strcmp(packing->method, "awq") == 0) return take_awq(&f, &t, out);
+        if (strcmp(method, "gptq") == 0) return take_gptq(&f, &t, out);
+        if (strcmp(method, "awq") == 0) return take_awq(&f, &t, out);
         return fail(&f, ".qweight", "is there, but config.json says neither gptq nor awq");
     }
-    if (!find(&f, ".weight", &t)) return 0;
-    if (quant_state(&f, &more)) return take_nf4(&f, &t, &more, out);
-    if (t.dtype == ST_I8 && find(&f, ".SCB", &more)) return take_int8(&f, &t, out);
+    if (!find(&f, ".weight", &t)) return half_there(&f);
+    if (strcmp(method, "bitsandbytes") == 0) return take_bitsandbytes(&f, &t, out);
     if (t.dtype == ST_F8_E4M3 || t.dtype == ST_F8_E5M2) return take_fp8(&f, &t, out);
-    return t.dtype == ST_I8 ? take_pairs(&f, &t, out) : 0;
+    return t.dtype == ST_I8 ? take_pairs(&f, &t, out) : half_there(&f);
 }
 
 int packed_experts(const struct base *base, const struct packing *packing, struct pool *pool, const char *stem,
                    int64_t experts, int64_t rows, int64_t cols, struct weight *out, struct error *err) {
     struct finder f = {base, packing, pool, stem, rows, cols, err};
     struct base_tensor codes, scales;
-    if (!packing->method || base->kind != BASE_SAFETENSORS || !find(&f, "_blocks", &codes)) return 0;
+    if (!packing->method || base->kind != BASE_SAFETENSORS) return 0;
+    if (!find(&f, "_blocks", &codes)) return find(&f, "_scales", &scales) ? fail(&f, "_blocks", "is missing") : 0;
     if (need(&f, "_blocks", ST_U8, -1, -1, &codes) || need(&f, "_scales", ST_U8, -1, -1, &scales)) return -1;
     if (codes.n_dims != 4 || codes.shape[0] != experts || codes.shape[1] != rows || codes.shape[2] * 32 != cols ||
         codes.shape[3] != 16) {

@@ -4,19 +4,7 @@
 
 #include "kernels/quant_tables.h"
 #include "model/base_files.h"
-
-struct packing {
-    const char *method; // quant_method, lower case; NULL when the checkpoint is not packed
-    int64_t bits, group_size;
-    bool gptq_v2;
-    bool overrides;         // GPTQ "dynamic": modules have bits and groups of their own
-    int64_t block[2];       // FP8 weight_block_size; 0 = not said
-    const char *scale_kind; // FP8 scale_fmt, NULL = floats
-};
-
-// Reads quantization_config of a config.json. Errors: 65 a method or layout that is not in this version, by name.
-// `name` stands for the file in messages; strings live as long as `config`.
-int packing_read(const struct json *config, const char *name, struct packing *out, struct error *err);
+#include "model/checkpoint_packing.h"
 
 // The matrix (rows, cols) of linear `stem` ("model.layers.0.self_attn.q_proj"). 1: `out` is set, its tables are in the
 // pool; 0: the linear is not packed (or not there); -1: error, 65.

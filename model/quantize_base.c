@@ -465,8 +465,7 @@ static int write_config(struct writing *w, const char *folder) {
     return status;
 }
 
-// Tokenizers, templates and what else is small and no weights.
-static bool is_companion(const char *name) {
+bool base_is_companion(const char *name) {
     static const char *const endings[] = {".json", ".jinja", ".txt", ".model", ".tiktoken"};
     if (strcmp(name, "config.json") == 0 || ends_with(name, ".index.json") || name[0] == '.') return false;
     for (size_t i = 0; i < COUNT_OF(endings); i++) {
@@ -482,7 +481,7 @@ static int copy_companions(struct writing *w, const char *folder) {
     if (file_list(source, &names, &count, w->err)) return -1;
     int status = 0;
     for (size_t i = 0; i < count && status == 0; i++) {
-        if (!is_companion(names[i])) continue;
+        if (!base_is_companion(names[i])) continue;
         char *from = path_join(source, names[i]), *to = path_join(folder, names[i]);
         struct text bytes = {0};
         status = from && to ? 0 : error_memory(w->err, "a file name", strlen(names[i]));

@@ -25,6 +25,7 @@ for source in tests/fuzz/fuzz_*.c; do
     [ $? = 0 ] || { say 1 "fuzz $name does not build"; continue; }
     seeds=() dict=()
     [ -d "tests/fuzz/$name" ] && seeds=("tests/fuzz/$name")
+    [ "$name" = shapes ] && seeds+=(configs/shapes)
     [ -f "tests/fuzz/$name.dict" ] && dict=("-dict=tests/fuzz/$name.dict")
     log=$build/$name.log
     "$program" -max_total_time="$each" -max_len=8192 -rss_limit_mb=4096 -artifact_prefix="$build/crash-$name-" "${dict[@]}" "$corpus" \
@@ -33,6 +34,7 @@ for source in tests/fuzz/fuzz_*.c; do
     [ $code = 0 ] || tail -30 "$log"
     say $code "fuzz $name, $each s ($(grep -oE '^#[0-9]+' "$log" | tail -1) inputs)"
 done
+rm -rf /dev/shm/graft-fuzz-* # a fuzzer that stops removes nothing
 KILLS=$kills python3 tests/test_program.py killed_twenty_times
 say $? "$kills kills"
 echo "$passed passed, $failed failed, 0 skipped"

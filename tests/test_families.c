@@ -256,6 +256,153 @@ TEST(text_parts_of_multimodal_models) {
     }
 }
 
+// An adapter of rank 1 on every module whose name ends so.
+static void adapter_on(const struct model *model, const char *ending, struct adapter *a) {
+    struct error err = {0};
+    CHECK_MSG(adapter_begin(model, model->n_modules, a, &err) == 0, "%s", err.text);
+    for (int i = 0; i < model->n_modules; i++) {
+        const struct module *m = &model->modules[i];
+        size_t n = strlen(m->hf_name), k = strlen(ending);
+        if (n < k || strcmp(m->hf_name + n - k, ending) != 0) continue;
+        CHECK_MSG(adapter_add(a, m, 1, 2, &err) == 0, "%s", err.text);
+        struct adapter_module *added = &a->modules[a->n_modules - 1];
+        for (int64_t e = 0; e < m->experts * m->in; e++) added->a[e] = (float)test_random(1, (unsigned)e);
+        for (int64_t e = 0; e < m->experts * m->out; e++) added->b[e] = (float)test_random(2, (unsigned)e);
+    }
+    a->r = 1, a->alpha = 2;
+    CHECK(a->n_modules > 0);
+}
+
+// Puts `to` in place of `from` in a text file.
+static void rename_in(const char *path, const char *from, const char *to) {
+    struct text old = {0}, out = {0};
+    struct error err = {0};
+    CHECK_MSG(file_read(path, 1 << 20, &old, &err) == 0, "%s", err.text);
+    const char *text = text_str(&old), *at = strstr(text, from);
+    CHECK_MSG(at != NULL, "%s is not in %s", from, path);
+    for (; at; text = at + strlen(from), at = strstr(text, from))
+        text_printf(&out, "%.*s%s", (int)(at - text), text, to);
+    text_add(&out, text);
+    CHECK(file_replace(path, out.data, out.length, &err) == 0);
+    text_free(&old), text_free(&out);
+}
+
+// Routers have the names of transformers 5; adapters made with older versions, where they were linears, load as well.
+TEST(routers_by_both_names) {
+    static const struct {
+        const char *family, *name, *old;
+    } cases[] = {{"mixtral", "mlp.gate", "block_sparse_moe.gate"},
+                 {"phimoe", "mlp.router", "block_sparse_moe.gate"},
+                 {"granitemoe", "block_sparse_moe.router", "block_sparse_moe.router.layer"}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct model model;
+        struct adapter made, again = {0};
+        struct error err = {0};
+        struct safetensors tensors;
+        char folder[600], config[700], path[700], target[100], key[200];
+        snprintf(folder, sizeof folder, "%s/router", test_folder());
+        snprintf(config, sizeof config, "%s/adapter_config.json", folder);
+        snprintf(path, sizeof path, "%s/adapter_model.safetensors", folder);
+        CHECK(file_remove_tree(folder, &err) == 0 && file_make_folders(folder, &err) == 0);
+        CHECK_MSG(model_open(path_of(cases[i].family, NULL), NULL, &model, &err) == 0, "%s", err.text);
+        if (err.code) return;
+        adapter_on(&model, cases[i].name, &made);
+        CHECK_MSG(peft_write(folder, &made, &err) == 0, "%s", err.text);
+        CHECK_MSG(safetensors_open(path, &tensors, &err) == 0, "%s", err.text);
+        snprintf(key, sizeof key, "base_model.model.model.layers.0.%s.lora_A.weight", cases[i].name);
+        CHECK_MSG(safetensors_find(&tensors, key) != NULL, "%s: no %s", cases[i].family, key);
+        // The same file as an older version would have written it.
+        struct safetensors_out out[16];
+        char names[16][200];
+        struct file_writer file;
+        for (size_t k = 0; k < tensors.n_entries && k < COUNT_OF(out); k++) {
+            const struct safetensors_entry *e = &tensors.entries[k];
+            const char *at = strstr(e->name, cases[i].name);
+            snprintf(names[k], sizeof names[k], "%.*s%s%s", (int)(at - e->name), e->name, cases[i].old,
+                     at + strlen(cases[i].name));
+            out[k] =
+                (struct safetensors_out){.name = names[k], .dtype = e->dtype, .n_dims = e->n_dims, .data = e->data};
+            memcpy(out[k].shape, e->shape, sizeof e->shape);
+        }
+        CHECK(file_remove(path, &err) == 0); // stays mapped
+        CHECK_MSG(file_create(path, &file, &err) == 0 && safetensors_write(&file, out, tensors.n_entries, &err) == 0 &&
+                      file_close(&file, &err) == 0,
+                  "%s", err.text);
+        snprintf(target, sizeof target, "%s.weight", cases[i].old);
+        snprintf(key, sizeof key, "%s.weight", cases[i].name);
+        rename_in(config, key, target);
+        for (int module = 0; module < 2; module++) { // as a parameter, then as a linear
+            if (module) rename_in(config, target, strrchr(cases[i].old, '.') + 1);
+            if (module) rename_in(config, "\"target_modules\"", "\"ignored\"");
+            if (module) rename_in(config, "\"target_parameters\"", "\"target_modules\"");
+            if (module) rename_in(config, "\"ignored\": [],", "");
+            CHECK_MSG(adapter_read(folder, &model, &again, &err) == 0, "%s: %s", cases[i].family, err.text);
+            CHECK_INT(again.n_modules, made.n_modules);
+            for (int k = 0; k < again.n_modules && !err.code; k++) {
+                const struct adapter_module *x = &made.modules[k], *y = &again.modules[k];
+                CHECK(x->module == y->module && memcmp(x->a, y->a, (size_t)x->module->in * 4) == 0 &&
+                      memcmp(x->b, y->b, (size_t)x->module->out * 4) == 0);
+            }
+            adapter_free(&again);
+        }
+        safetensors_close(&tensors);
+        adapter_free(&made);
+        model_close(&model);
+    }
+}
+
+// Where only some layers have experts, modules are listed by whole paths, of each expert one.
+TEST(experts_of_some_layers) {
+    struct model model;
+    struct adapter made, again = {0};
+    struct error err = {0};
+    char folder[600];
+    snprintf(folder, sizeof folder, "%s/experts", test_folder());
+    CHECK(file_make_folders(folder, &err) == 0);
+    CHECK_MSG(model_open(path_of("qwen2-moe", NULL), NULL, &model, &err) == 0, "%s", err.text);
+    if (err.code) return;
+    adapter_on(&model, "experts.%d.up_proj", &made);
+    CHECK(made.n_modules < model.arch.layers);
+    CHECK_MSG(peft_write(folder, &made, &err) == 0 && adapter_read(folder, &model, &again, &err) == 0, "%s", err.text);
+    CHECK_INT(again.n_modules, made.n_modules);
+    for (int k = 0; k < again.n_modules; k++) CHECK(again.modules[k].module == made.modules[k].module);
+    adapter_free(&made), adapter_free(&again);
+    model_close(&model);
+}
+
+// Experiments with PEFT 0.21.2 and transformers 5.23: adapters on these come back without an effect and without an
+// error.
+TEST(what_peft_leaves_out) {
+    static const struct {
+        const char *family, *ending;
+        bool ignored;
+    } cases[] = {{"qwen2-moe", "%d.down_proj", true},
+                 {"qwen2-moe", "shared_expert.down_proj", false},
+                 {"qwen2-moe", "down_proj", true},
+                 {"qwen3-moe", "%d.down_proj", false},
+                 {"mixtral", "w2", false},
+                 {"phimoe", "w2", true},
+                 {"phimoe", "o_proj", false},
+                 {"deepseek-v3", "shared_experts.up_proj", true},
+                 {"deepseek-v3", "mlp.up_proj", true},
+                 {"deepseek-v3", "o_proj", false},
+                 {"deepseek-v3", "experts.gate_up_proj", false}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct model model;
+        struct adapter a;
+        struct error err = {0};
+        int count;
+        CHECK_MSG(model_open(path_of(cases[i].family, NULL), NULL, &model, &err) == 0, "%s", err.text);
+        if (err.code) return;
+        adapter_on(&model, cases[i].ending, &a);
+        const char *first = peft_ignored(&a, &count);
+        CHECK_MSG((first != NULL) == cases[i].ignored && (count > 0) == cases[i].ignored, "%s, %s", cases[i].family,
+                  cases[i].ending);
+        adapter_free(&a);
+        model_close(&model);
+    }
+}
+
 TEST(unknown_families_are_refused_with_the_list) {
     char path[500], text[] = "{\"model_type\": \"gpt_neox\", \"hidden_size\": 8}";
     struct model model;
@@ -269,5 +416,5 @@ TEST(unknown_families_are_refused_with_the_list) {
 
 TEST_MAIN(CASE(as_transformers_and_peft), CASE(queued_and_recomputed), CASE(in_bf16),
           CASE(adapters_as_peft_writes_them), CASE(adapters_through_llama_cpp_s_file),
-          CASE(every_architecture_has_a_gguf), CASE(text_parts_of_multimodal_models),
-          CASE(unknown_families_are_refused_with_the_list))
+          CASE(every_architecture_has_a_gguf), CASE(text_parts_of_multimodal_models), CASE(routers_by_both_names),
+          CASE(experts_of_some_layers), CASE(what_peft_leaves_out), CASE(unknown_families_are_refused_with_the_list))

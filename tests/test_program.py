@@ -830,7 +830,7 @@ def inspect_tells_what_it_is():
     with open(f"{out}/log.jsonl", "ab") as f:
         f.write(b'{"step": 49, "epo')
     check(json.loads(graft("inspect", f"{out}/log.jsonl", "--json").stdout)["lines"] == lines["lines"], "a cut line")
-    none = "not a GGUF, safetensors, adapter, checkpoint or run"
+    none = "not a base, GGUF, safetensors, adapter, checkpoint or run"
     with open(f"{t}/empty", "w"), open(f"{t}/noise", "wb") as f:
         f.write(random.Random(4).randbytes(5000))
     for path in (t, f"{t}/config.yml", f"{t}/train.jsonl", f"{t}/empty", f"{t}/noise", f"{out}/report.html", f"{out}/adapter_config.json"):
@@ -898,7 +898,7 @@ def doctor_of_files():
     check("cut" in doctor(out)[0]["log.jsonl"][1], "the last line of a killed run is no damage")
     expect(66, "nowhere", args=["doctor", f"{t}/nowhere"])
     for path in (t, f"{t}/config.yml", f"{t}/train.jsonl"):
-        expect(65, "not a GGUF, safetensors, adapter, checkpoint or run", args=["doctor", path])
+        expect(65, "not a base, GGUF, safetensors, adapter, checkpoint or run", args=["doctor", path])
     expect(64, args=["doctor", out, t])
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 
 GRAFT = os.environ.get("GRAFT", f"{os.environ.get('BUILD', 'build')}/graft")
 SHAPES = "configs/shapes"
+FAMILIES = "tests/fixtures/families"
 TABLE = "tests/fixtures/shapes.json"
 SECONDS, MEMORY = 10, 300 << 20  # of one plan: far above what it takes, far below anything that grows with the parameters
 work = tempfile.mkdtemp(prefix="graft-shapes-")
@@ -115,6 +117,93 @@ def experts_in_one_tensor_stay_unless_asked():
         check(("quantize_moe_experts" in text) == stacked, text)
 
 
+def tensors(folder):
+    """Bytes of each tensor of a safetensors file, by its header."""
+    with open(f"{folder}/model.safetensors", "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    return {k: v["data_offsets"][1] - v["data_offsets"][0] for k, v in header.items() if k != "__metadata__"}
+
+
+def config_alone(folder, name, **change):
+    """A folder with nothing but the config.json, its quantization_config changed."""
+    alone = f"{work}/alone-{name}"
+    os.makedirs(alone, exist_ok=True)
+    raw = json.load(open(f"{folder}/config.json"))
+    raw.get("quantization_config", {}).update(change)
+    with open(f"{alone}/config.json", "w") as f:
+        json.dump(raw, f)
+    return alone
+
+
+def packed_checkpoints():
+    """What is planned from the config.json of a packed checkpoint is what its tensors take, to the byte. Only quant_state, a text,
+    is not counted; llama-fp4's blocks of 128 are in that text alone."""
+    found = 0
+    for name in sorted(os.listdir(FAMILIES)):
+        folder = f"{FAMILIES}/{name}"
+        if not os.path.exists(f"{folder}/config.json") or "quantization_config" not in json.load(open(f"{folder}/config.json")):
+            continue
+        if name == "llama-fp4":
+            continue
+        want = sum(n for k, n in tensors(folder).items() if ".quant_state." not in k)
+        got = plan(config_alone(folder, name), "lora_target_linear=true", "adapter=qlora", "load_in_4bit=true")
+        check(got["base_bytes"]["packed"] == want, f"{name}: {got['base_bytes']['packed']} bytes, the tensors take {want}")
+        check(got["classes"]["base"] == want, f"{name}: the base is not counted as it is packed")
+        found += 1
+    check(found >= 12, f"{found} packed checkpoints")
+
+
+def lists_of_what_is_not_packed():
+    folder = f"{FAMILIES}/llama-gptq4"
+    parts = tensors(folder)
+    layers = json.load(open(f"{folder}/config.json"))["num_hidden_layers"]
+    for kept, module in ((["mlp.down_proj"], ".mlp.down_proj."), (["model.layers.*.self_attn"], ".self_attn."), (["o_proj"], ".o_proj."),
+                         (["mlp"], ".mlp."), (["proj", "model.layers.1.mlp.down", "layer"], None)):
+        names = {k.rsplit(".", 1)[0] for k in parts if k.endswith(".qweight") and module and module in k}
+        want = sum(parts.values())
+        for name in names:
+            want -= sum(n for k, n in parts.items() if k.startswith(name + "."))
+            want += parts[name + ".qweight"] * 8 // 4 * 2  # eight numbers in four bytes, then two bytes each
+        check(module is None or len(names) % layers == 0 and names, f"{kept} names {names}")
+        got = plan(config_alone(folder, "kept", modules_to_not_convert=kept), "lora_target_linear=true")["base_bytes"]["packed"]
+        check(got == want, f"without {kept}: {got} bytes, expected {want}")
+
+
+def as_quantised_here():
+    """load_in_4bit and load_in_8bit: the bytes planned are those of the folder that is written, without its constant tables."""
+    plain = f"{FAMILIES}/llama"
+    for packing, setting, name in (("nf4", "load_in_4bit=true", "load_in_4bit, double quantised"), ("int8", "load_in_8bit=true", "load_in_8bit")):
+        out = f"{work}/quantised-{packing}"
+        graft("quantize", plain, out, "--type", packing)
+        parts = tensors(out)
+        want = sum(n for k, n in parts.items() if ".quant_state." not in k)
+        check(plan(config_alone(out, packing), "lora_target_linear=true")["base_bytes"]["packed"] == want, f"{packing}: not {want} bytes")
+        constant = sum(n for k, n in parts.items() if k.endswith(("quant_map", "weight_format")))
+        offsets = 4 * sum(k.endswith("nested_absmax") for k in parts)  # nested_offset is in the text
+        got = plan(config_alone(plain, "plain"), "lora_target_linear=true", setting)
+        check(got["base_format"] == name and got["classes"]["base"] == want - constant + offsets,
+              f"{packing}: {got['base_format']}, {got['classes']['base']} bytes, the folder has {want - constant + offsets}")
+
+
+def by_its_name_on_the_hub():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = f"{work}/hub/models--org--tiny"
+    os.makedirs(f"{hub}/snapshots/{commit}")
+    os.makedirs(f"{hub}/refs")
+    with open(f"{hub}/refs/main", "w") as f:
+        f.write(commit)
+    shutil.copy(f"{FAMILIES}/llama-awq/config.json", f"{hub}/snapshots/{commit}/config.json")
+    os.environ["HF_HUB_CACHE"] = f"{work}/hub"
+    got = plan("org/tiny", "lora_target_linear=true")
+    check(got["base_format"] == "AWQ, 4 bits, groups of 32", got["base_format"])
+    check(got["classes"]["base"] == sum(tensors(f"{FAMILIES}/llama-awq").values()), got["classes"]["base"])
+    text = graft("plan", config(), "base_model=org/tiny", "lora_target_linear=true").stdout
+    check("AWQ, 4 bits, groups of 32" in text and "<- this configuration" in text, text)
+    r = graft("plan", config(), "base_model=org/other", "lora_target_linear=true", code=66)
+    check("hf download org/other" in r.stderr, r.stderr)
+    del os.environ["HF_HUB_CACHE"]
+
+
 def size_follows_the_batch():
     base = f"{SHAPES}/qwen2.5-0.5b.json"
     one, two, summed = (plan(base, "lora_target_linear=true", *more) for more in
@@ -177,7 +266,9 @@ def nothing_grows_with_the_parameters():
 
 
 table = json.load(open(TABLE))["models"]
-cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, four_bits, experts_in_one_tensor_stay_unless_asked, size_follows_the_batch, as_planned_from_the_files,
+cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, four_bits, experts_in_one_tensor_stay_unless_asked,
+                                    packed_checkpoints, lists_of_what_is_not_packed, as_quantised_here,
+                                   by_its_name_on_the_hub, size_follows_the_batch, as_planned_from_the_files,
                                    a_folder_with_only_a_config, what_is_refused)]
 cases += [(name, lambda name=name: model(name, table[name])) for name in sorted(table)]
 cases += [("nothing_grows_with_the_parameters", nothing_grows_with_the_parameters)]

@@ -20,5 +20,13 @@ struct base_source base_source_of(const struct run_config *config);
 // source->name. Errors: those of model_open, hub_find and quantize_base; 64 for a GGUF of plain numbers with a packing.
 int base_source_open(const struct base_source *source, int threads, struct model *out, struct error *err);
 
+// Where the base is: `name` itself where that is a path, else in the local Hugging Face cache. In `pool`. Errors:
+// hub_find's.
+int base_source_find(const struct base_source *source, struct pool *pool, const char **path, struct error *err);
+
+// Is this folder what the cache of quantised bases made (*entry), and whole? Errors: 80 it is not what was written
+// there.
+int base_source_check_entry(const char *folder, bool *entry, struct error *err);
+
 // Do all linears of the layers have plain numbers?
 bool base_is_plain(const struct model *model);

@@ -2,21 +2,17 @@
 #include "data/json.h"
 #include "data/jsonl.h"
 #include "model/gguf.h"
+#include "model/hub_cache.h"
 #include "model/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/command.h"
+#include "train/inspect.h"
 #include "train/path_kind.h"
 
 #include <stdio.h>
 #include <string.h>
 
-struct report {
-    struct text *out;
-    bool json, tensors;
-    struct json_writer w;
-};
-
-static void field(struct report *r, const char *key, const char *value) {
+void report_field(struct report *r, const char *key, const char *value) {
     if (r->json) {
         json_put_key(&r->w, key);
         json_put_string(&r->w, value);
@@ -24,7 +20,7 @@ static void field(struct report *r, const char *key, const char *value) {
         text_printf(r->out, "%-12s %s\n", key, value);
 }
 
-static void number(struct report *r, const char *key, uint64_t value) {
+void report_number(struct report *r, const char *key, uint64_t value) {
     if (r->json) {
         json_put_key(&r->w, key);
         json_put_int(&r->w, (int64_t)value);
@@ -32,7 +28,7 @@ static void number(struct report *r, const char *key, uint64_t value) {
         text_printf(r->out, "%-12s %llu\n", key, (unsigned long long)value);
 }
 
-static void begin_list(struct report *r, const char *key) {
+void report_begin(struct report *r, const char *key) {
     if (!r->json) {
         text_printf(r->out, "\n%s\n", key);
         return;
@@ -41,8 +37,17 @@ static void begin_list(struct report *r, const char *key) {
     json_begin_object(&r->w);
 }
 
-static void end_list(struct report *r) {
+void report_end(struct report *r) {
     if (r->json) json_end_object(&r->w);
+}
+
+void report_amount(struct report *r, const char *key, uint64_t tensors, uint64_t bytes) {
+    char value[80];
+    if (tensors == 0) return;
+    bool small = bytes < 1 << 20;
+    snprintf(value, sizeof value, "%llu tensors, %.1f %s", (unsigned long long)tensors,
+             (double)bytes / (small ? 1024 : 1048576), small ? "KiB" : "MiB");
+    report_field(r, key, value);
 }
 
 // A value of a GGUF key for people: numbers as they are, long strings and arrays cut.
@@ -73,43 +78,44 @@ static int inspect_gguf(struct report *r, const char *path, struct error *err) {
     if (gguf_open(path, &g, err)) return -1;
     struct vocab_string type = {"model", 5};
     gguf_get_string(&g, "general.type", &type, NULL);
-    field(r, "kind", type.length == 7 && memcmp(type.bytes, "adapter", 7) == 0 ? "GGUF adapter" : "GGUF model");
-    number(r, "version", g.version);
-    number(r, "bytes", g.size);
-    number(r, "tensors", g.n_tensors);
+    report_field(r, "kind", type.length == 7 && memcmp(type.bytes, "adapter", 7) == 0 ? "GGUF adapter" : "GGUF model");
+    report_number(r, "version", g.version);
+    report_number(r, "bytes", g.size);
+    if (gguf_find(&g, "split.count") && inspect_parts(r, path, err)) {
+        gguf_close(&g);
+        return -1;
+    }
+    report_number(r, "tensors", g.n_tensors);
     uint64_t parameters = 0, bytes[64] = {0}, counts[64] = {0};
     for (size_t i = 0; i < g.n_tensors; i++) {
         const struct gguf_tensor *t = &g.tensors[i];
         parameters += (uint64_t)t->ne[0] * (uint64_t)t->ne[1] * (uint64_t)t->ne[2] * (uint64_t)t->ne[3];
         if (t->ggml_type < 64) bytes[t->ggml_type] += t->bytes, counts[t->ggml_type]++;
     }
-    number(r, "parameters", parameters);
-    begin_list(r, "types");
+    report_number(r, "parameters", parameters);
+    report_begin(r, "types");
     for (int i = 0; i < 64; i++) {
-        if (!counts[i]) continue;
-        text_clear(&value);
-        text_printf(&value, "%llu tensors, %.1f MiB", (unsigned long long)counts[i], (double)bytes[i] / 1048576);
-        field(r, quant_ggml_type_name(i), text_str(&value));
+        report_amount(r, quant_ggml_type_name(i), counts[i], bytes[i]);
     }
-    end_list(r);
-    begin_list(r, "keys");
+    report_end(r);
+    report_begin(r, "keys");
     for (size_t i = 0; i < g.n_kv; i++) {
         text_clear(&value);
         gguf_value(&g, &g.kv[i], &value);
-        field(r, g.kv[i].key, text_str(&value));
+        report_field(r, g.kv[i].key, text_str(&value));
     }
-    end_list(r);
+    report_end(r);
     if (r->tensors) {
-        begin_list(r, "tensor list");
+        report_begin(r, "tensor list");
         for (size_t i = 0; i < g.n_tensors; i++) {
             const struct gguf_tensor *t = &g.tensors[i];
             text_clear(&value);
             text_printf(&value, "%s", quant_ggml_type_name(t->ggml_type));
             for (int d = t->n_dims - 1; d >= 0; d--)
                 text_printf(&value, "%s%lld", d == t->n_dims - 1 ? " " : " x ", (long long)t->ne[d]);
-            field(r, t->name, text_str(&value));
+            report_field(r, t->name, text_str(&value));
         }
-        end_list(r);
+        report_end(r);
     }
     text_free(&value);
     gguf_close(&g);
@@ -126,27 +132,24 @@ static int inspect_safetensors(struct report *r, const char *path, struct error 
         bytes[e->dtype] += e->bytes, counts[e->dtype]++;
         parameters += e->bytes * 8 / (uint64_t)safetensors_dtype_bits(e->dtype);
     }
-    field(r, "kind", "safetensors");
-    number(r, "tensors", f.n_entries);
-    number(r, "parameters", parameters);
-    begin_list(r, "types");
+    report_field(r, "kind", "safetensors");
+    report_number(r, "tensors", f.n_entries);
+    report_number(r, "parameters", parameters);
+    report_begin(r, "types");
     for (int i = 0; i < ST_DTYPES; i++) {
-        if (!counts[i]) continue;
-        text_clear(&value);
-        text_printf(&value, "%llu tensors, %.1f MiB", (unsigned long long)counts[i], (double)bytes[i] / 1048576);
-        field(r, safetensors_dtype_name(i), text_str(&value));
+        report_amount(r, safetensors_dtype_name(i), counts[i], bytes[i]);
     }
-    end_list(r);
+    report_end(r);
     if (r->tensors) {
-        begin_list(r, "tensor list");
+        report_begin(r, "tensor list");
         for (size_t i = 0; i < f.n_entries; i++) {
             const struct safetensors_entry *e = &f.entries[i];
             text_clear(&value);
             text_add(&value, safetensors_dtype_name(e->dtype));
             for (int d = 0; d < e->n_dims; d++) text_printf(&value, "%s%lld", d ? " x " : " ", (long long)e->shape[d]);
-            field(r, e->name, text_str(&value));
+            report_field(r, e->name, text_str(&value));
         }
-        end_list(r);
+        report_end(r);
     }
     text_free(&value);
     safetensors_close(&f);
@@ -159,7 +162,7 @@ static void scalar(struct report *r, const char *key, const struct json *v) {
     if (type == JSON_NULL || type == JSON_OBJECT) return;
     if (type == JSON_STRING && strchr(json_string(v, NULL), '\n')) return;
     if (json_int(v, &whole) && whole >= 0) {
-        number(r, key, (uint64_t)whole);
+        report_number(r, key, (uint64_t)whole);
         return;
     }
     struct text value = {0};
@@ -168,7 +171,7 @@ static void scalar(struct report *r, const char *key, const struct json *v) {
         text_add(&value, json_string(v, NULL));
     else
         json_put_value(&w, v);
-    field(r, key, text_str(&value));
+    report_field(r, key, text_str(&value));
     text_free(&value);
 }
 
@@ -254,10 +257,10 @@ static int inspect_log(struct report *r, const char *path, struct error *err) {
     file_unmap(&file);
     if (result != JSONL_END && !cut) return error_set(err, bad.code, "%s", bad.text);
     if (lines && !step.count) return error_set(err, STATUS_DATA, "%s: no line has a step: not the log of a run", path);
-    number(r, "lines", lines);
-    if (cut) field(r, "last line", "cut: the run was stopped while it wrote; resuming removes it");
-    if (step.count) number(r, "last step", (uint64_t)step.last);
-    number(r, "tokens", (uint64_t)tokens);
+    report_number(r, "lines", lines);
+    if (cut) report_field(r, "last line", "cut: the run was stopped while it wrote; resuming removes it");
+    if (step.count) report_number(r, "last step", (uint64_t)step.last);
+    report_number(r, "tokens", (uint64_t)tokens);
     say_figure(r, "loss", &loss);
     say_figure(r, "eval_loss", &eval);
     return 0;
@@ -268,9 +271,9 @@ static int part(struct report *r, const char *folder, const char *name,
     if (!folder_has(folder, name)) return 0;
     char *path = path_join(folder, name);
     if (!path) return error_memory(err, "a path", strlen(folder));
-    begin_list(r, name);
+    report_begin(r, name);
     int failed = inspect(r, path, err);
-    end_list(r);
+    report_end(r);
     mem_free(path);
     return failed;
 }
@@ -285,7 +288,7 @@ static int inspect_adapter(struct report *r, const char *folder, struct error *e
 static int inspect_adapter_folder(struct report *r, const char *folder, struct error *err) {
     bool gguf = folder_has(folder, "adapter.gguf"), mlx = folder_has(folder, "adapters.safetensors");
     bool only_gguf = gguf && !folder_has(folder, "adapter_config.json");
-    field(r, "kind", only_gguf ? "GGUF adapter folder" : mlx ? "MLX adapter" : "PEFT adapter");
+    report_field(r, "kind", only_gguf ? "GGUF adapter folder" : mlx ? "MLX adapter" : "PEFT adapter");
     if (inspect_adapter(r, folder, err)) return -1;
     return part(r, folder, "adapter.gguf", inspect_gguf, err);
 }
@@ -293,11 +296,11 @@ static int inspect_adapter_folder(struct report *r, const char *folder, struct e
 static int inspect_checkpoint(struct report *r, const char *folder, struct error *err) {
     int64_t step;
     struct error bad = {0};
-    field(r, "kind", "checkpoint");
+    report_field(r, "kind", "checkpoint");
     if (checkpoint_verify(folder, &step, &bad))
-        field(r, "verified", bad.text);
+        report_field(r, "verified", bad.text);
     else
-        number(r, "step", (uint64_t)step);
+        report_number(r, "step", (uint64_t)step);
     if (part(r, folder, "state.json", scalars_of, err)) return -1;
     return inspect_adapter(r, folder, err);
 }
@@ -306,31 +309,40 @@ static int inspect_run(struct report *r, const char *folder, struct error *err) 
     char **names;
     size_t count;
     if (run_checkpoints(folder, &names, &count, err)) return -1;
-    field(r, "kind", "run");
-    number(r, "checkpoints", count);
-    if (count) field(r, "newest", names[count - 1]);
+    report_field(r, "kind", "run");
+    report_number(r, "checkpoints", count);
+    if (count) report_field(r, "newest", names[count - 1]);
     file_list_free(names, count);
     if (part(r, folder, "run.json", inspect_manifest, err) || part(r, folder, "log.jsonl", inspect_log, err)) return -1;
     return inspect_adapter(r, folder, err);
 }
 
-static int inspect_path(struct report *r, const char *path, struct error *err) {
+static int inspect_path(struct report *r, const char *path, const char *revision, struct error *err) {
     enum path_kind kind;
+    struct pool pool = {0};
+    if (!file_exists(path) && hub_is_name(path)) {
+        int status = hub_find(path, revision, &pool, &path, err);
+        if (status == 0) report_field(r, "found", path);
+        if (status == 0) status = inspect_path(r, path, NULL, err);
+        pool_free(&pool);
+        return status;
+    }
     if (path_kind_of(path, &kind, err)) return -1;
     switch (kind) {
     case PATH_GGUF: return inspect_gguf(r, path, err);
     case PATH_SAFETENSORS: return inspect_safetensors(r, path, err);
-    case PATH_RUN_MANIFEST: field(r, "kind", "run manifest"); return inspect_manifest(r, path, err);
-    case PATH_LOG: field(r, "kind", "log of a run"); return inspect_log(r, path, err);
+    case PATH_RUN_MANIFEST: report_field(r, "kind", "run manifest"); return inspect_manifest(r, path, err);
+    case PATH_LOG: report_field(r, "kind", "log of a run"); return inspect_log(r, path, err);
     case PATH_ADAPTER: return inspect_adapter_folder(r, path, err);
     case PATH_CHECKPOINT: return inspect_checkpoint(r, path, err);
     case PATH_RUN: return inspect_run(r, path, err);
+    case PATH_BASE: return inspect_base(r, path, err);
     }
     return error_set(err, STATUS_INTERNAL, "%s: kind %d", path, (int)kind);
 }
 
 int command_inspect(int argc, char **argv, struct error *err) {
-    struct option options[] = {{.name = "--json"}, {.name = "--tensors"}};
+    struct option options[] = {{.name = "--json"}, {.name = "--tensors"}, {.name = "--revision", .takes_value = true}};
     if (options_parse(&argc, argv, options, COUNT_OF(options), err)) return -1;
     if (argc != 1) return error_set(err, STATUS_USAGE, "graft inspect PATH");
     struct text out = {0};
@@ -338,7 +350,7 @@ int command_inspect(int argc, char **argv, struct error *err) {
         .out = &out, .json = option_flag(options, "--json"), .tensors = option_flag(options, "--tensors")};
     r.w = (struct json_writer){.out = &out, .style = JSON_PRETTY};
     if (r.json) json_begin_object(&r.w);
-    int failed = inspect_path(&r, argv[0], err);
+    int failed = inspect_path(&r, argv[0], option_value(options, "--revision"), err);
     if (r.json) {
         json_end_object(&r.w);
         text_char(&out, '\n');

@@ -183,7 +183,7 @@ int command_plan(int argc, char **argv, struct error *err) {
     bool shapes = false;
     if (options_parse(&argc, argv, options, 1, err) || config_from_arguments(argc, argv, &config, err)) return -1;
     bool json = option_flag(options, "--json");
-    int failed = shape_plan_applies(config.base_model, &shapes, err);
+    int failed = shape_plan_applies(&config, &shapes, err);
     if (!failed) failed = shapes ? plan_shapes(&config, json, err) : plan_files(&config, json, err);
     config_free(&config);
     return failed ? -1 : 0;

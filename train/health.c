@@ -7,6 +7,8 @@
 #include "model/gguf.h"
 #include "model/safetensors.h"
 #include "train/checkpoint.h"
+#include "model/base_files.h"
+#include "model/model.h"
 #include "train/path_kind.h"
 
 #include <math.h>
@@ -279,6 +281,27 @@ static int look_at_adapter(struct health *h, const char *folder, const struct js
     return 0;
 }
 
+static int check_base(const struct part *p) {
+    struct model m;
+    if (model_open(p->path, NULL, &m, p->err)) return -1;
+    text_printf(p->said, "%s, %.1f M parameters, %s", m.arch.model_type, (double)m.total_parameters / 1e6,
+                model_has_weights(&m) ? "every tensor has its place" : "shapes without weights");
+    model_close(&m);
+    return 0;
+}
+
+static int look_at_base(struct health *h, const char *path, struct error *err) {
+    struct base b;
+    int failed = look(h, path, "base", NULL, check_base, err);
+    if (failed || base_open(path, &b, NULL)) return failed;
+    for (int i = 0; i < b.n_shards && !failed; i++) {
+        const char *file = b.shards[i].file.path, *slash = strrchr(file, '/');
+        failed = look(h, file, slash ? slash + 1 : file, NULL, check_safetensors, err);
+    }
+    base_close(&b);
+    return failed;
+}
+
 static int look_at_run(struct health *h, const char *folder, struct error *err) {
     struct json_document d = {0};
     char *path = path_join(folder, "run.json"), **names;
@@ -314,6 +337,7 @@ int health_check(const char *path, struct text *out, struct error *err) {
     case PATH_CHECKPOINT: failed = look(&h, path, path, NULL, check_checkpoint, err); break;
     case PATH_ADAPTER: failed = look_at_adapter(&h, path, NULL, err); break;
     case PATH_RUN: failed = look_at_run(&h, path, err); break;
+    case PATH_BASE: failed = look_at_base(&h, path, err); break;
     }
     if (failed || h.bad == 0) return failed;
     if (h.parts == 1) return error_set(err, h.first.code, "%s", h.first.text);

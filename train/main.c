@@ -18,8 +18,11 @@ const struct command command_table[] = {
     {"check", "CONFIG.yml [key=value ...]", "render rows token by token, lint the whole dataset", command_check,
      "  --row N       show row N (default: the first three)\n"
      "  --json        one JSON object per row: row, text, ids, trained, dropped\n"},
-    {"inspect", "PATH", "what a file, adapter, checkpoint or run holds", command_inspect,
-     "PATH: a GGUF or safetensors file, run.json, log.jsonl, or the folder of an adapter, checkpoint or run.\n"
+    {"inspect", "PATH", "what a file, base, adapter, checkpoint or run holds", command_inspect,
+     "PATH: a GGUF or safetensors file, config.json, run.json, log.jsonl, the folder of a base, adapter, checkpoint "
+     "or\n"
+     "run, or a name in the local Hugging Face cache.\n"
+     "  --revision R  of a name: branch, tag or commit, main if not given\n"
      "  --json        one JSON object\n"
      "  --tensors     list every tensor\n"},
     {"eval", "CONFIG.yml [key=value ...]", "loss, perplexity, valid JSON and exact match", command_eval,

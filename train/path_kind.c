@@ -76,6 +76,8 @@ static bool folder_kind(const char *folder, enum path_kind *out) {
         *out = PATH_CHECKPOINT;
     else if (folder_has_any(folder, adapter, COUNT_OF(adapter)))
         *out = PATH_ADAPTER;
+    else if (folder_has(folder, "config.json") || folder_has(folder, "model.safetensors.index.json"))
+        *out = PATH_BASE;
     else
         return false;
     return true;
@@ -132,6 +134,8 @@ static bool file_kind(const char *path, const struct mapped_file *file, enum pat
         *out = PATH_RUN_MANIFEST;
     else if (is_file(path, "log.jsonl") || looks_like_log(file))
         *out = PATH_LOG;
+    else if (is_file(path, "config.json"))
+        *out = PATH_BASE;
     else if (named(path, ".gguf"))
         *out = PATH_GGUF;
     else if (named(path, ".safetensors"))
@@ -152,5 +156,5 @@ int path_kind_of(const char *path, enum path_kind *out, struct error *err) {
         file_unmap(&file);
     }
     if (known) return 0;
-    return error_set(err, STATUS_DATA, "%s: not a GGUF, safetensors, adapter, checkpoint or run", path);
+    return error_set(err, STATUS_DATA, "%s: not a base, GGUF, safetensors, adapter, checkpoint or run", path);
 }

@@ -8,9 +8,10 @@ enum path_kind {
     PATH_SAFETENSORS,
     PATH_RUN_MANIFEST, // run.json
     PATH_LOG,          // log.jsonl
-    PATH_ADAPTER,      // a folder, as the next two
+    PATH_ADAPTER,      // a folder, as the next three
     PATH_CHECKPOINT,
     PATH_RUN,
+    PATH_BASE, // a folder with a config.json, or that file
 };
 // Errors: 66 nothing is there, 65 it is something else. A damaged file is still of its kind.
 int path_kind_of(const char *path, enum path_kind *out, struct error *err);

@@ -9,14 +9,25 @@
 
 enum { ROW_MULTIPLE = 64 }; // as the loader rounds micro-batches
 
-int shape_plan_applies(const char *path, bool *applies, struct error *err) {
+int shape_plan_applies(const struct run_config *c, bool *applies, struct error *err) {
     struct base base;
+    struct base_source source = base_source_of(c);
+    struct pool pool = {0};
+    const char *path;
     *applies = false;
-    if (!file_exists(path) && !file_is_folder(path)) return 0; // a name on the hub, or nothing
-    if (base_open(path, &base, err)) return -1;
-    *applies = base.kind == BASE_SHAPES;
-    base_close(&base);
-    return 0;
+    int status = base_source_find(&source, &pool, &path, err) || base_open(path, &base, err) ? -1 : 0;
+    if (status == 0) *applies = base.kind == BASE_SHAPES;
+    if (status == 0) base_close(&base);
+    pool_free(&pool);
+    return status;
+}
+
+static int open_model(const struct base_source *source, struct model *model, struct error *err) {
+    struct pool pool = {0};
+    const char *path;
+    int status = base_source_find(source, &pool, &path, err) || model_open(path, source->name, model, err) ? -1 : 0;
+    pool_free(&pool);
+    return status;
 }
 
 static int open_shapes(const struct run_config *c, struct shape_plan *p, struct error *err) {
@@ -26,21 +37,22 @@ static int open_shapes(const struct run_config *c, struct shape_plan *p, struct 
         .base = base_source_of(c), .dtype = session_dtype(c->precision, &notice), .threads = (int)c->threads};
     text_free(&notice); // about this machine, which need not be the one that trains
     s->threads = s->options.threads > 0 ? s->options.threads : cpu_count_available();
-    if (model_open(c->base_model, NULL, &s->model, err)) return -1;
+    if (open_model(&s->options.base, &s->model, err)) return -1;
+    base_sizes_count(&s->model, &p->base);
     if (c->lora_model_dir)
         return error_set(err, STATUS_CONFIG,
                          "lora_model_dir: %s is a config.json without weights, and a plan from shapes alone reads no "
                          "adapter; give lora_r and lora_target_modules",
                          c->base_model);
-    if (c->base_must_be_quantised)
+    if (c->base_must_be_quantised && !p->base.packed)
         return error_set(err, STATUS_CONFIG, "adapter: qlora needs load_in_4bit: true for %s, whose weights are bf16",
                          c->base_model);
-    p->storage = c->load_in_8bit                                   ? STORAGE_INT8
+    p->storage = p->base.packed                                    ? STORAGE_PACKED // stays as it is
+                 : c->load_in_8bit                                 ? STORAGE_INT8
                  : c->load_in_4bit && c->bnb_4bit_use_double_quant ? STORAGE_NF4_DOUBLE
                  : c->load_in_4bit                                 ? STORAGE_NF4
                                                                    : STORAGE_BF16;
     p->experts = c->quantize_moe_experts;
-    base_sizes_count(&s->model, &p->base);
     return 0;
 }
 
@@ -138,10 +150,11 @@ void shape_plan_json(const struct shape_plan *p, struct text *out) {
     json_put_key(&w, "total_parameters");
     json_put_int(&w, (int64_t)p->session.model.total_parameters);
     json_put_key(&w, "base_format");
-    json_put_string(&w, base_storage_name(p->storage));
+    json_put_string(&w, p->base.packed ? p->base.packed_name : base_storage_name(p->storage));
     json_put_key(&w, "base_bytes");
     json_begin_object(&w);
     for (int s = 0; s < STORAGE_COUNT; s++) {
+        if (s == STORAGE_PACKED && !p->base.packed) continue;
         json_put_key(&w, base_storage_name(s));
         json_put_int(&w, (int64_t)shape_plan_base(p, (enum base_storage)s));
     }
@@ -184,11 +197,13 @@ void shape_plan_text(const struct shape_plan *p, struct text *out) {
     text_printf(out, "step        %lld tokens a micro-batch, %s, %d threads; data is not read\n\n", (long long)p->rows,
                 dtype_name(p->session.options.dtype), p->session.threads);
     text_printf(out, "base held as                        %s\n", u.name);
-    for (int s = 0; s < STORAGE_COUNT; s++)
-        text_printf(out, "  %-30s %9.2f%s\n", base_storage_name(s),
+    for (int s = 0; s < STORAGE_COUNT; s++) {
+        if (s == STORAGE_PACKED && !p->base.packed) continue;
+        text_printf(out, "  %-30s %9.2f%s\n", s == STORAGE_PACKED ? p->base.packed_name : base_storage_name(s),
                     (double)shape_plan_base(p, (enum base_storage)s) / u.bytes,
                     s == (int)p->storage ? "  <- this configuration" : "");
-    if (!p->experts && p->base.stacked[STORAGE_BF16] > 0)
+    }
+    if (!p->experts && !p->base.packed && p->base.stacked[STORAGE_BF16] > 0)
         text_printf(out,
                     "  experts lie in one tensor: load_in_4bit and load_in_8bit leave their %.2f %s in 16 bits unless "
                     "quantize_moe_experts: true\n",

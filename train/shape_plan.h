@@ -26,8 +26,9 @@ struct shape_plan {
     int64_t rows, sequences;       // tokens and, at most, documents of a micro-batch
 };
 
-// Is the configured base shapes alone? Errors as base_open.
-int shape_plan_applies(const char *base, bool *applies, struct error *err);
+// Is the configured base, a path or a name in the local Hugging Face cache, shapes alone? Errors as base_source_find's
+// and base_open's.
+int shape_plan_applies(const struct run_config *config, bool *applies, struct error *err);
 int shape_plan_make(const struct run_config *config, struct shape_plan *out, struct error *err);
 void shape_plan_free(struct shape_plan *plan); // zeroed struct is a no-op
 // Bytes of the base in a format, experts as configured.

@@ -228,6 +228,15 @@ static void announce(struct trainer *t) {
                (double)t->lora.n_params / 1e6);
     struct error why = {0};
     if (gguf_adapter_check(&t->adapter, &why)) runlog_say(&t->log, "no adapter.gguf will be written: %s", why.text);
+    int ignored;
+    const char *first = peft_ignored(&t->adapter, &ignored);
+    if (first)
+        runlog_say(
+            &t->log,
+            "PEFT with transformers 5 will load this adapter without %s%s, which it looks for under other names; "
+            "experts that it shall apply are named in lora_target_parameters: [experts.gate_up_proj, "
+            "experts.down_proj]",
+            first, ignored > 1 ? " and others" : "");
     runlog_say(&t->log, "data: %s", text_str(&rows));
     runlog_say(&t->log, "run: %lld steps, %s on %s, %.0f MiB planned", (long long)t->total_steps, t->state.arithmetic,
                backend_describe(t->session.device.backend),

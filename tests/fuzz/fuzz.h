@@ -1,11 +1,13 @@
-// Fuzz targets. Each is one file with LLVMFuzzerTestOneInput; seeds.c writes the seeds, replay.c runs a corpus without
-// libFuzzer (any compiler). Build and run one, from the repository root:
+// Fuzz targets. Each is one file with LLVMFuzzerTestOneInput; tests/fuzz/NAME are its seeds, seeds.c writes those of
+// formats that are no text, and `make test` runs all of them under sanitizers (replay.c, which needs no fuzzer). To
+// look for more, from the repository root:
 //
 //   clang -g -O1 -std=c11 -D_GNU_SOURCE -I. -ffp-contract=off -o /tmp/fuzz_gguf
 //     -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all
 //     tests/fuzz/fuzz_gguf.c model/*gguf*.c model/safetensors*.c data/json*.c
 //     kernels/{error,alloc,text,clock,file,tensor,quant}.c -lcjson -lm -lpthread
-//   build/tests/fuzz/seeds /tmp/seeds && /tmp/fuzz_gguf -max_total_time=60 -max_len=4096 /tmp/corpus /tmp/seeds/gguf
+//   make build/replay_seeds && build/replay_seeds /tmp/seeds
+//   /tmp/fuzz_gguf -max_total_time=60 -max_len=4096 /tmp/corpus /tmp/seeds/gguf
 #pragma once
 
 #include <stddef.h>
