@@ -154,19 +154,11 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
                      found, wanted);
 }
 
-static int check_space(const struct output *out, uint64_t bytes, struct error *err) {
-    uint64_t available;
-    if (file_free_bytes(out->folder, &available, err)) return -1;
-    if (available >= bytes) return 0;
-    return error_set(err, STATUS_IO, "%s: needs %.1f MiB, %.1f MiB are free; nothing was written", out->path,
-                     (double)bytes / 1048576, (double)available / 1048576);
-}
-
 static int write_file(const char *path, struct gguf_writer *w, uint64_t bytes, struct error *err) {
     struct output out;
     struct gguf again;
     if (output_open(path, &out, err)) return -1;
-    int status = check_space(&out, bytes, err);
+    int status = output_room(&out, bytes, err);
     if (status == 0) status = gguf_write(w, &out.file, err);
     if (status == 0) status = output_close(&out, err);
     if (status == 0 && (status = gguf_open(out.temporary, &again, err)) == 0) gguf_close(&again);
