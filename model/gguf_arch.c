@@ -181,7 +181,7 @@ static void put_rope(struct keys *k) {
         put_float(k, "attention.temperature_scale", a->rope[a->n_ropes - 1].query_beta);
     switch (r->scaling) {
     case ROPE_SCALING_NONE:
-    case ROPE_SCALING_DYNAMIC: break; // no key says this one: the check finds it
+    case ROPE_SCALING_DYNAMIC: break; // no key says this one: gguf_check_arch does
     case ROPE_SCALING_LINEAR:
         gguf_put_string(k->w, key(k, "rope.scaling.type"), "linear");
         put_float(k, "rope.scaling.factor", r->factor);

@@ -176,6 +176,11 @@ static int compare(struct gguf_export *e, const struct arch *again, struct error
                     "longer than that give other numbers\n",
                     window, a->family);
     }
+    if (a->rope[0].scaling == ROPE_SCALING_DYNAMIC)
+        text_printf(&e->notes,
+                    "dynamic scaling of rotary positions is not in the file: texts longer than %d tokens give other "
+                    "numbers\n",
+                    a->context);
     return 0;
 }
 
