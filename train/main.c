@@ -42,9 +42,10 @@ const struct command command_table[] = {
      "A turn that cannot be sent (too long for the context, bad UTF-8) is told, and the session goes on.\n"},
     {"export", "ADAPTER", "write an adapter in another form", command_export,
      "  --to peft|gguf|mlx|merged\n"
-     "  --base B      the GGUF it was trained on\n"
+     "  --base B      the base it was trained on\n"
      "  --out PATH    where to (default: beside the adapter)\n"
-     "  --type T      merged: f32, f16 (default), bf16 or q8_0\n"},
+     "  --type T      merged, from a GGUF: f32, f16 (default), bf16 or q8_0 for what the adapter changes\n"
+     "merged gives one GGUF of a base in GGUF, and of one in safetensors a folder that transformers loads.\n"},
     {"verify", "ADAPTER", "reload every file and compare with the trainer's log-probabilities", command_verify,
      "  --base B      the GGUF it was trained on\n"
      "  --json        one JSON object\n"},
