@@ -5,8 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-static const float *b_row(const struct adapter_module *m, const struct module_part *part, int64_t expert,
-                          int64_t row) {
+static const float *b_row(const struct adapter_module *m, const struct module_part *part, int64_t expert, int64_t row) {
     return m->b + (m->module->experts * part->first_row + expert * part->rows + row) * m->r;
 }
 

@@ -13,9 +13,9 @@ struct gguf_vocabulary {
     struct pool pool;
 };
 
-// `rows` of the embedding: as many tokens as the file gets. `notes`: a line for what llama.cpp does otherwise. Errors: 65
-// naming what a GGUF cannot say (an unknown cut into words, merges that are no SentencePiece scores), those of reading
-// the folder.
+// `rows` of the embedding: as many tokens as the file gets. `notes`: a line for what llama.cpp does otherwise. Errors:
+// 65 naming what a GGUF cannot say (an unknown cut into words, merges that are no SentencePiece scores), those of
+// reading the folder.
 int gguf_vocabulary_open(const struct vocab_source *folder, size_t rows, struct gguf_vocabulary *out,
                          struct text *notes, struct error *err);
 void gguf_vocabulary_close(struct gguf_vocabulary *v); // zeroed struct is a no-op

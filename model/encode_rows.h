@@ -8,8 +8,8 @@ struct threads;
 
 // Where the rows come from.
 struct row_source {
-    const char *name;   // of the tensor, for messages
-    int64_t rows, cols; // cols: a multiple of the format's block
+    const char *name;                                           // of the tensor, for messages
+    int64_t rows, cols;                                         // cols: a multiple of the format's block
     void (*read)(const void *context, int64_t row, float *out); // out: (cols); called by several threads at once
     const void *context;
 };

@@ -61,8 +61,7 @@ static void put_sizes(struct keys *k) {
     put_int(k, "vocab_size", a->vocab);
     // PhiMoE's norms are layer norms, and their constant has the other name all the same.
     bool layer_norm = a->norm == NORM_LAYER && !is(k, "phimoe");
-    put_float(k, layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
-              (double)a->norm_eps);
+    put_float(k, layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", (double)a->norm_eps);
     if (a->final_soft_cap != 0) put_float(k, "final_logit_softcapping", (double)a->final_soft_cap);
     if (is(k, "command-r|cohere2")) put_float(k, "logit_scale", (double)a->logit_scale);
     if (!is(k, "granite|granitemoe")) return;

@@ -19,8 +19,8 @@ struct gguf_export {
     struct gguf_writer writer;
     struct gguf_vocabulary vocabulary; // of a folder
     struct pool pool;
-    struct text notes;      // lines for the user: what the file does not say, what was packed twice
-    uint64_t bytes;         // of the file
+    struct text notes;            // lines for the user: what the file does not say, what was packed twice
+    uint64_t bytes;               // of the file
     uint64_t counts[QUANT_COUNT]; // tensors that are encoded, by their new format
 };
 

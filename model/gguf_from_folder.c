@@ -13,7 +13,7 @@ static int no_memory(struct error *err) {
 
 // --- rows of modules
 
-struct module_rows {        // of one tensor: entries [first, last) of module->tensors have its name
+struct module_rows { // of one tensor: entries [first, last) of module->tensors have its name
     const struct module *m;
     int first, last;
     int64_t rows; // of one expert

@@ -4,7 +4,7 @@
 #include <string.h>
 
 static const struct gguf_packing packings[] = {
-    {"q8_0", QUANT_Q8_0, 7}, {"q6_k", QUANT_Q6_K, 18}, {"q5_1", QUANT_Q5_1, 9}, {"q5_0", QUANT_Q5_0, 8},
+    {"q8_0", QUANT_Q8_0, 7}, {"q6_k", QUANT_Q6_K, 18}, {"q5_1", QUANT_Q5_1, 9},  {"q5_0", QUANT_Q5_0, 8},
     {"q4_1", QUANT_Q4_1, 3}, {"q4_0", QUANT_Q4_0, 2},  {"q4_k", QUANT_Q4_K, 14}, // "small": the nearest to a pure one
     {"f16", QUANT_F16, 1},   {"bf16", QUANT_BF16, 32}, {"f32", QUANT_F32, 0},
 };

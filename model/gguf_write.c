@@ -213,7 +213,8 @@ int gguf_write(struct gguf_writer *w, struct file_writer *out, struct error *err
     struct text head = {0};
     put_head(w, true, &head);
     int result = head_error(w, &head, err);
-    if (result == 0 && (file_write(out, head.data, head.length, err) < 0 || pad(out, head.length, err) < 0)) result = -1;
+    if (result == 0 && (file_write(out, head.data, head.length, err) < 0 || pad(out, head.length, err) < 0))
+        result = -1;
     for (const struct gguf_out *t = w->first; t && result == 0; t = t->next) result = write_tensor(t, out, err);
     text_free(&head);
     return result;

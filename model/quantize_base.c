@@ -431,8 +431,10 @@ int quantize_base(const struct model *model, const struct base_packing *packing,
         return error_set(err, STATUS_DATA, "%s: only a base in safetensors can be quantised to bitsandbytes' formats",
                          model->path);
     w.threads = threads_open(threads, err);
-    int status =
-        !w.threads || companions_copy(model->base, folder, false, err) || write_model(&w, folder) || write_config(&w, folder) ? -1 : 0;
+    int status = !w.threads || companions_copy(model->base, folder, false, err) || write_model(&w, folder) ||
+                         write_config(&w, folder)
+                     ? -1
+                     : 0;
     if (status == 0) status = file_sync_folder(folder, err);
     if (w.threads) threads_close(w.threads);
     mem_free(w.entries);

@@ -76,24 +76,19 @@ static void copy(const char *from, const char *to) {
 static const struct {
     const char *family, *why;
 } refused[] = {
-    {"gemma2", "query_pre_attn_scalar"},
-    {"gemma3", "query_pre_attn_scalar"},
-    {"gemma3-old", "query_pre_attn_scalar"},
-    {"gemma3-vision", "query_pre_attn_scalar"},
-    {"lora-ends-tied", "query_pre_attn_scalar"},
-    {"gpt-oss", "swiglu_limit"},
-    {"gpt-oss-mxfp4", "swiglu_limit"},
-    {"llama4", "attention chunk"},
-    {"phimoe", "router_jitter_noise"},
-    {"qwen2-moe", "which layers have experts"},
+    {"gemma2", "query_pre_attn_scalar"},         {"gemma3", "query_pre_attn_scalar"},
+    {"gemma3-old", "query_pre_attn_scalar"},     {"gemma3-vision", "query_pre_attn_scalar"},
+    {"lora-ends-tied", "query_pre_attn_scalar"}, {"gpt-oss", "swiglu_limit"},
+    {"gpt-oss-mxfp4", "swiglu_limit"},           {"llama4", "attention chunk"},
+    {"phimoe", "router_jitter_noise"},           {"qwen2-moe", "which layers have experts"},
     {"qwen3-moe-all", "norm_topk_prob"},
 };
 // Written with a line that says what is lost.
 static const struct {
     const char *family, *note;
-} dropped[] = {{"mistral", "window of 9"},       {"ministral", "window of 7"},     {"phi3", "window of 11"},
-               {"qwen2-window", "window of 8"},  {"starcoder2", "window of 12"},   {"llama-dynamic", "dynamic scaling"},
-               {"llama4-vision", "left out"},    {"mistral3-vision", "left out"},  {"llama-nf4", "packed already (NF4)"},
+} dropped[] = {{"mistral", "window of 9"},       {"ministral", "window of 7"},    {"phi3", "window of 11"},
+               {"qwen2-window", "window of 8"},  {"starcoder2", "window of 12"},  {"llama-dynamic", "dynamic scaling"},
+               {"llama4-vision", "left out"},    {"mistral3-vision", "left out"}, {"llama-nf4", "packed already (NF4)"},
                {"llama-gptq4", "packed already"}};
 
 static const char *refusal(const char *family) {
@@ -204,9 +199,7 @@ TEST(as_the_converter_of_llama_cpp) {
     struct error err = {0};
     CHECK(file_list(FAMILIES, &names, &count, &err) == 0);
     for (size_t i = 0; i < count; i++) {
-        if (!file_exists(fixture(names[i], "config.json")) ||
-            !file_exists(fixture(names[i], "model.gguf")))
-            continue;
+        if (!file_exists(fixture(names[i], "config.json")) || !file_exists(fixture(names[i], "model.gguf"))) continue;
         same_file(names[i]), files++;
     }
     file_list_free(names, count);

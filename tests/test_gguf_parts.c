@@ -24,13 +24,14 @@ static void write_part(const struct gguf *whole, int no, int count, const char *
     gguf_put_u32(&w, "split.no", (uint32_t)no);
     gguf_put_u32(&w, "split.count", (uint32_t)count);
     gguf_put_i32(&w, "split.tensors.count", (int32_t)whole->n_tensors);
-    size_t from = whole->n_tensors * (size_t)no / (size_t)count, to = whole->n_tensors * (size_t)(no + 1) / (size_t)count;
+    size_t from = whole->n_tensors * (size_t)no / (size_t)count,
+           to = whole->n_tensors * (size_t)(no + 1) / (size_t)count;
     for (size_t i = from; i < to; i++) {
         const struct gguf_tensor *t = &whole->tensors[i];
         gguf_put_tensor(&w, t->name, t->ggml_type, t->n_dims, t->ne, t->data);
     }
-    CHECK_MSG(file_create(path, &out, &err) == 0 && gguf_write(&w, &out, &err) == 0 && file_close(&out, &err) == 0, "%s",
-              err.text);
+    CHECK_MSG(file_create(path, &out, &err) == 0 && gguf_write(&w, &out, &err) == 0 && file_close(&out, &err) == 0,
+              "%s", err.text);
     gguf_writer_free(&w);
 }
 
@@ -97,8 +98,10 @@ static void merge(const char *base, const char *out) {
     CHECK_MSG(adapter_new(&model, ids, n, 2, 4, 0, false, &adapter, &err) == 0, "%s", err.text);
     for (int i = 0; i < adapter.n_modules; i++) {
         struct adapter_module *m = &adapter.modules[i];
-        for (int64_t k = 0; k < adapter_part_size(m, ADAPTER_A); k++) m->a[k] = (float)test_random(1, (unsigned)(k + i));
-        for (int64_t k = 0; k < adapter_part_size(m, ADAPTER_B); k++) m->b[k] = (float)test_random(2, (unsigned)(k + i));
+        for (int64_t k = 0; k < adapter_part_size(m, ADAPTER_A); k++)
+            m->a[k] = (float)test_random(1, (unsigned)(k + i));
+        for (int64_t k = 0; k < adapter_part_size(m, ADAPTER_B); k++)
+            m->b[k] = (float)test_random(2, (unsigned)(k + i));
     }
     CHECK_MSG(merge_write(out, &adapter, QUANT_F16, 2, &err) == 0, "%s", err.text);
     adapter_free(&adapter);

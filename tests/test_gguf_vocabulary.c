@@ -151,7 +151,8 @@ TEST(every_pipeline_cuts_the_probe_its_own_way) {
     CHECK(n > 20);
     for (size_t i = 0; i < n; i++) {
         for (size_t k = 0; k < i; k++) {
-            bool same = words[i].length == words[k].length && memcmp(words[i].data, words[k].data, words[i].length) == 0;
+            bool same =
+                words[i].length == words[k].length && memcmp(words[i].data, words[k].data, words[i].length) == 0;
             CHECK_MSG(same == same_cuts(&recipes[i], &recipes[k]), "%s and %s", recipe_gguf_pre(i), recipe_gguf_pre(k));
         }
     }
@@ -219,9 +220,11 @@ static void write_folder(const char *folder, const struct json *root, size_t dro
                     "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
                     "\"normalized\":false,\"special\":true}",
                     i ? "," : "", i, added[i]);
-    text_add(&out, "],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\xE2\x96\x81\"},"
-                   "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xE2\x96\x81\"}]},"
-                   "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":");
+    text_add(
+        &out,
+        "],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\xE2\x96\x81\"},"
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xE2\x96\x81\"}]},"
+        "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":");
     json_begin_object(&w);
     for (size_t i = 0; i < n; i++)
         json_put_key_bytes(&w, pieces[i].text.bytes, pieces[i].text.length), json_put_int(&w, (int64_t)i);

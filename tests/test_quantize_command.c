@@ -120,7 +120,8 @@ TEST(what_is_written_is_a_base) {
         }
     }
     struct error err;
-    CHECK_MSG(quantize(&err, "tests/fixtures/families/qwen3-moe --to nf4 --blocksize 128 --out %s", place("folder")) == 0,
+    CHECK_MSG(quantize(&err, "tests/fixtures/families/qwen3-moe --to nf4 --blocksize 128 --out %s", place("folder")) ==
+                  0,
               "%s", err.text);
     CHECK(file_is_folder(place("folder")) && file_remove_tree(place("folder"), &err) == 0);
 }
@@ -150,7 +151,9 @@ static void whole_or_absent(const char *of, const char *to, const char *out) {
         struct model model;
         bool there = file_exists(out) || file_is_folder(out);
         CHECK_MSG(status == 0 || err.code != 0, "operation %llu", (unsigned long long)k);
-        if (there) CHECK_MSG(model_open(out, NULL, &model, &second) == 0, "operation %llu: %s", (unsigned long long)k, second.text);
+        if (there)
+            CHECK_MSG(model_open(out, NULL, &model, &second) == 0, "operation %llu: %s", (unsigned long long)k,
+                      second.text);
         if (there && !second.code) model_close(&model);
         drop(out);
         CHECK_MSG(leftovers() == 0, "operation %llu left %zu files", (unsigned long long)k, leftovers());

@@ -30,7 +30,8 @@ static int export_merged(const char *type, const struct adapter *adapter, const 
         return merge_folder_write(out, adapter, cpu_count_available(), err);
     }
     for (size_t i = 0; i < COUNT_OF(types); i++) {
-        if (strcmp(type ? type : "f16", types[i].name) == 0) return merge_write(out, adapter, types[i].quant, cpu_count_available(), err);
+        if (strcmp(type ? type : "f16", types[i].name) == 0)
+            return merge_write(out, adapter, types[i].quant, cpu_count_available(), err);
     }
     return error_set(err, STATUS_USAGE, "--type %s: f32, f16, bf16 and q8_0 are known", type);
 }

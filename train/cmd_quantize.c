@@ -37,8 +37,8 @@ static int show_or_stop(void *progress, int64_t done, int64_t total, struct erro
 struct request {
     struct base_source source;
     const char *out;
-    struct base_packing packing;       // bitsandbytes
-    const struct gguf_packing *gguf;   // or this
+    struct base_packing packing;     // bitsandbytes
+    const struct gguf_packing *gguf; // or this
     bool pure;
 };
 
@@ -139,9 +139,12 @@ static int write_gguf(const struct request *r, const struct model *model, struct
 }
 
 int command_quantize(int argc, char **argv, struct error *err) {
-    struct option options[] = {{.name = "--to", .takes_value = true},        {.name = "--out", .takes_value = true},
-                               {.name = "--blocksize", .takes_value = true}, {.name = "--no-double-quant"},
-                               {.name = "--pure"},                           {.name = "--revision", .takes_value = true}};
+    struct option options[] = {{.name = "--to", .takes_value = true},
+                               {.name = "--out", .takes_value = true},
+                               {.name = "--blocksize", .takes_value = true},
+                               {.name = "--no-double-quant"},
+                               {.name = "--pure"},
+                               {.name = "--revision", .takes_value = true}};
     if (options_parse(&argc, argv, options, COUNT_OF(options), err)) return -1;
     struct request r = {.out = option_value(options, "--out")};
     const char *to = option_value(options, "--to");

@@ -50,11 +50,13 @@ const struct command command_table[] = {
      "  --base B      the GGUF it was trained on\n"
      "  --json        one JSON object\n"},
     {"publish", "ADAPTER", "hot-load into a running server", NULL, ""},
-    {"quantize", "BASE --to T --out PATH", "a smaller base: a folder as bitsandbytes packs it, or a GGUF", command_quantize,
+    {"quantize", "BASE --to T --out PATH", "a smaller base: a folder as bitsandbytes packs it, or a GGUF",
+     command_quantize,
      "  --to nf4|fp4|int8   a new folder that transformers, PEFT and this program load, from safetensors; embeddings,\n"
      "                      norms, routers and the head stay as they are\n"
      "  --to q8_0|q6_k|q5_1|q5_0|q4_1|q4_0|q4_k|f16|bf16|f32\n"
-     "                      one GGUF file for llama.cpp and this program, from safetensors or a GGUF: every matrix has\n"
+     "                      one GGUF file for llama.cpp and this program, from safetensors or a GGUF: every matrix "
+     "has\n"
      "                      this type, but the head (with types below q6_k: q6_k) and rows that fill none of its\n"
      "                      blocks (q5_0 in place of q4_k, q8_0 of q6_k, else f16); norms and routers stay floats\n"
      "  --out PATH          where to; must not exist\n"
