@@ -59,7 +59,7 @@ programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
 # The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input run on it.
 sanitized:
 	@$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
-	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders)
+	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders test_gguf_export test_gguf_vocabulary)
 
 deps:
 	@bash tests/deps.sh
