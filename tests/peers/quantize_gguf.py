@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -213,6 +214,24 @@ def check_server(c, a, scratch, name, model, rows_path, rows, largest, median):
                    f"{len(d)} tokens, median {np.median(d):.1e}, largest {d.max():.1e}")
 
 
+def check_vocabulary(c, a, scratch):
+    """The real base as a folder with its tokenizer.json, written as a GGUF: the lists of the file it came from."""
+    folder, out = os.path.join(scratch, "folder"), os.path.join(scratch, "vocabulary.gguf")
+    shutil.copytree(peer.hf_folder(), folder)
+    peer.tokenizer().save_pretrained(folder)
+    done = graft(a, "quantize", folder, "--to", "f16", "--out", out)
+    if not c.problem("the real base from safetensors", done.stderr if done.returncode else None):
+        return
+    ours, theirs = gguf.GGUFReader(out), peer.base_reader()
+    for key in ("model", "pre", "tokens", "token_type", "merges", "eos_token_id"):
+        got, want = (peer.gguf_field(r, f"tokenizer.ggml.{key}") for r in (ours, theirs))
+        c.check(f"  tokenizer.ggml.{key}", got == want, f"{len(got)} of them" if isinstance(got, list) else f"{got}, {want}")
+    rows = {t.name: t for t in theirs.tensors}
+    bad = [t.name for t in ours.tensors if not np.array_equal(plain(t), plain(rows[t.name]).astype(np.float16 if t.tensor_type.name == "F16" else np.float32))]
+    c.check("  tensors", not bad and len(rows) == len(ours.tensors), f"{bad[:3]}")
+    os.unlink(out)
+
+
 TEXTS = ["The capital of France is Paris, and the capital of Italy is Rome.", "Water boils at one hundred degrees, and ice melts at zero.",
          "def add(a, b):\n    return a + b\n", "Once upon a time there was a little girl who lived in a small house near the forest."]
 
@@ -293,6 +312,7 @@ def main():
                 check_server(c, a, scratch, name, file, rows_path, rows, PLAIN_LARGEST, PLAIN_MEDIAN)
             check_planted(c, a, scratch, served, a.seed)
         if a.part in (None, "base"):
+            check_vocabulary(c, a, scratch)
             check_real(c, a, scratch)
     return c.close()
 
