@@ -68,7 +68,7 @@ programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
 sanitized:
 	@$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
 	    $(BUILD)/asan/graft $(BUILD)/asan/tests/make_tiny $(BUILD)/asan/replay_seeds $(FUZZERS:%=$(BUILD)/asan/replay/%) \
-	    $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders test_packed_checkpoints test_hostile_bases)
+	    $(patsubst %,$(BUILD)/asan/tests/%,test_gguf test_safetensors test_json test_config test_dataset test_adapter_files test_quant_tables test_base_files test_tokenizer_folders test_packed_checkpoints test_hostile_bases test_gguf_export test_gguf_vocabulary)
 
 deps:
 	@bash tests/deps.sh

@@ -1,19 +1,22 @@
 // See merge.h.
 #include "adapters/merge.h"
 
+#include "adapters/merge_rows.h"
 #include "adapters/output.h"
+#include "kernels/cpu/cpu.h"
+#include "model/encode_rows.h"
 #include "model/gguf_write.h"
 
-#include <math.h>
 #include <string.h>
 
 struct merged { // one tensor of the file: parts [first, last) of an adapted module, of all its experts; the base is a
                 // GGUF, whose parts are its tensors
+    const struct adapter *adapter;
     const struct adapter_module *m;
     const struct quant_format *format;
     const char *name;
     int first, last;
-    float scale;
+    struct encode_work *work;
 };
 
 static int64_t tensor_rows_of(const struct merged *merged) { // of one expert
@@ -23,63 +26,26 @@ static int64_t tensor_rows_of(const struct merged *merged) { // of one expert
     return rows;
 }
 
-// One row of the base plus scale * (row of B) A.
-static void merge_row(const struct merged *merged, int64_t row, float *out) {
-    const struct adapter_module *m = merged->m;
-    const struct module *module = m->module;
-    int64_t rows = tensor_rows_of(merged), expert = row / rows, r = m->r, i = merged->first;
+// One row of the file's tensor, merged.
+static void read_row(const void *context, int64_t row, float *out) {
+    const struct merged *merged = context;
+    const struct module *module = merged->m->module;
+    int64_t rows = tensor_rows_of(merged), expert = row / rows;
+    int i = merged->first;
     for (row %= rows; row >= module->parts[i].rows; i++) row -= module->parts[i].rows;
-    const struct module_part *part = &module->parts[i];
-    if (m->full) {
-        memcpy(out, m->full + (part->first_row + row) * module->in, (size_t)module->in * sizeof *out);
-        return;
-    }
-    weight_decode(&part->w[expert], row, 0, module->in, out);
-    for (int k = 0; k < m->n_rows; k++) {
-        if (m->row_ids[k] == row) memcpy(out, m->rows + k * module->in, (size_t)module->in * sizeof *out);
-    }
-    if (m->r == 0) return;
-    const float *b = m->b + (module->experts * part->first_row + expert * part->rows + row) * r;
-    const float *a = m->a + expert * r * module->in;
-    for (int64_t k = 0; k < r; k++) {
-        float factor = merged->scale * b[k];
-        for (int64_t j = 0; j < module->in; j++) out[j] += factor * a[k * module->in + j];
-    }
-    if (!m->magnitude) return;
-    double square = 0;
-    for (int64_t j = 0; j < module->in; j++) square += (double)out[j] * (double)out[j];
-    float factor = square > 0 ? (float)((double)m->magnitude[part->first_row + row] / sqrt(square)) : 0;
-    for (int64_t j = 0; j < module->in; j++) out[j] *= factor;
-}
-
-static bool fits(const struct quant_format *format, const float *values, int64_t count) {
-    float largest = format->id == QUANT_F16 ? 65504 : format->id == QUANT_Q8_0 ? 127 * 65504.0f : 3.38e38f;
-    for (int64_t i = 0; i < count; i++)
-        if (!(fabsf(values[i]) <= largest)) return false; // also NaN
-    return true;
+    weight_decode(&module->parts[i].w[expert], row, 0, module->in, out);
+    merge_row(merged->adapter, merged->m, &module->parts[i], expert, row, out);
 }
 
 static int write_rows(void *context, struct file_writer *out, struct error *err) {
     const struct merged *merged = context;
-    int64_t cols = merged->m->module->in, rows = tensor_rows_of(merged) * merged->m->module->experts;
-    size_t row_bytes = quant_row_bytes(merged->format, cols);
-    float *values = mem_alloc((size_t)cols * sizeof *values);
-    uint8_t *packed = mem_alloc(row_bytes);
-    int status = values && packed ? 0 : error_memory(err, "a row of a merged weight", row_bytes);
-    for (int64_t row = 0; row < rows && status == 0; row++) {
-        merge_row(merged, row, values);
-        if (!fits(merged->format, values, cols)) {
-            status =
-                error_set(err, STATUS_DATA, "%s: row %lld of the merged weight does not fit %s; use --type bf16 or f32",
-                          merged->name, (long long)row, merged->format->name);
-            break;
-        }
-        merged->format->encode(values, packed, cols);
-        status = file_write(out, packed, row_bytes, err);
-    }
-    mem_free(values);
-    mem_free(packed);
-    return status;
+    const struct module *module = merged->m->module;
+    struct row_source source = {.name = merged->name,
+                                .rows = tensor_rows_of(merged) * module->experts,
+                                .cols = module->in,
+                                .read = read_row,
+                                .context = merged};
+    return encode_rows(&source, merged->format, merged->work, out, err);
 }
 
 static bool find(const struct adapter *adapter, const char *tensor, struct merged *out) {
@@ -89,7 +55,8 @@ static bool find(const struct adapter *adapter, const char *tensor, struct merge
         while (first < m->n_tensors && strcmp(m->tensors[first].name, tensor) != 0) first++;
         for (last = first; last < m->n_tensors && strcmp(m->tensors[last].name, tensor) == 0;) last++;
         if (first == last) continue;
-        *out = (struct merged){.m = &adapter->modules[i], .name = tensor, .first = first, .last = last};
+        *out = (struct merged){
+            .adapter = adapter, .m = &adapter->modules[i], .name = tensor, .first = first, .last = last};
         return true;
     }
     return false;
@@ -101,7 +68,7 @@ static uint32_t file_type(enum quant type) {
 }
 
 // Where embedding and head are one tensor, a change of one of them cannot be merged; token rows change both.
-static int check_parts(const struct adapter *adapter, struct error *err) {
+int merge_check(const struct adapter *adapter, struct error *err) {
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct adapter_module *m = &adapter->modules[i];
         if (m->bias)
@@ -116,37 +83,45 @@ static int check_parts(const struct adapter *adapter, struct error *err) {
     return 0;
 }
 
-// Collects everything the file will hold; *bytes is about its size.
-static int plan_file(const struct adapter *adapter, const struct quant_format *format, struct gguf_writer *w,
-                     struct pool *pool, uint64_t *bytes, struct error *err) {
-    const struct gguf *base = adapter->model->base->parts;
+static bool is_own_key(const char *key) { // of how the base was packed, cut and aligned
+    return strcmp(key, "general.alignment") == 0 || strcmp(key, "general.file_type") == 0 ||
+           strncmp(key, "split.", 6) == 0;
+}
+
+static int plan_tensor(const struct adapter *adapter, const struct gguf_tensor *t, const struct quant_format *format,
+                       struct encode_work *work, struct gguf_writer *w, struct pool *pool, int *found,
+                       struct error *err) {
+    struct merged *merged = pool_alloc(pool, sizeof *merged);
+    if (!merged) return error_memory(err, "the list of merged weights", sizeof *merged);
+    if (!find(adapter, t->name, merged)) {
+        gguf_put_tensor(w, t->name, t->ggml_type, t->n_dims, t->ne, t->data);
+        return 0;
+    }
+    if (t->ne[0] % format->block != 0)
+        return error_set(err, STATUS_DATA, "%s: rows of %lld cannot be stored as %s; use --type f16", t->name,
+                         (long long)t->ne[0], format->name);
+    if (merged->m->module->parts[merged->first].w->turned_rows)
+        return error_set(err, STATUS_USAGE,
+                         "%s: '%s' stores the rows of %s turned: merging into it is not in this version",
+                         adapter->model->path, t->name, merged->m->module->hf_name);
+    merged->format = format;
+    merged->work = work;
+    gguf_put_tensor_later(w, t->name, format->ggml_type, t->n_dims, t->ne, write_rows, merged);
+    *found += merged->last - merged->first;
+    return 0;
+}
+
+// Collects everything the file will hold.
+static int plan_file(const struct adapter *adapter, const struct quant_format *format, struct encode_work *work,
+                     struct gguf_writer *w, struct pool *pool, struct error *err) {
+    const struct base *base = adapter->model->base;
     int found = 0, wanted = 0;
-    *bytes = base->data_start;
-    for (size_t i = 0; i < base->n_kv; i++)
-        if (strcmp(base->kv[i].key, "general.alignment") != 0 && strcmp(base->kv[i].key, "general.file_type") != 0)
-            gguf_put_kv(w, &base->kv[i]);
+    for (size_t i = 0; i < base->parts->n_kv; i++)
+        if (!is_own_key(base->parts->kv[i].key)) gguf_put_kv(w, &base->parts->kv[i]);
     gguf_put_u32(w, "general.file_type", file_type(format->id)); // what most of the weights are now
-    for (size_t i = 0; i < base->n_tensors; i++) {
-        const struct gguf_tensor *t = &base->tensors[i];
-        struct merged *merged = pool_alloc(pool, sizeof *merged);
-        if (!merged) return error_memory(err, "the list of merged weights", sizeof *merged);
-        if (!find(adapter, t->name, merged)) {
-            gguf_put_tensor(w, t->name, t->ggml_type, t->n_dims, t->ne, t->data);
-            *bytes += t->bytes + 32;
-            continue;
-        }
-        if (t->ne[0] % format->block != 0)
-            return error_set(err, STATUS_DATA, "%s: rows of %lld cannot be stored as %s; use --type f16", t->name,
-                             (long long)t->ne[0], format->name);
-        if (merged->m->module->parts[merged->first].w->turned_rows)
-            return error_set(err, STATUS_USAGE,
-                             "%s: '%s' stores the rows of %s turned: merging into it is not in this version",
-                             adapter->model->path, t->name, merged->m->module->hf_name);
-        merged->format = format;
-        merged->scale = merged->m->r ? adapter_scale(adapter, merged->m) : 0;
-        gguf_put_tensor_later(w, t->name, format->ggml_type, t->n_dims, t->ne, write_rows, merged);
-        *bytes += (uint64_t)(t->ne[1] * t->ne[2]) * quant_row_bytes(format, t->ne[0]) + 32;
-        found += merged->last - merged->first;
+    for (int p = 0; p < base->n_parts; p++) {
+        for (size_t i = 0; i < base->parts[p].n_tensors; i++)
+            if (plan_tensor(adapter, &base->parts[p].tensors[i], format, work, w, pool, &found, err)) return -1;
     }
     for (int i = 0; i < adapter->n_modules; i++) wanted += adapter->modules[i].module->n_parts;
     if (found == wanted) return 0;
@@ -154,19 +129,11 @@ static int plan_file(const struct adapter *adapter, const struct quant_format *f
                      found, wanted);
 }
 
-static int check_space(const struct output *out, uint64_t bytes, struct error *err) {
-    uint64_t available;
-    if (file_free_bytes(out->folder, &available, err)) return -1;
-    if (available >= bytes) return 0;
-    return error_set(err, STATUS_IO, "%s: needs %.1f MiB, %.1f MiB are free; nothing was written", out->path,
-                     (double)bytes / 1048576, (double)available / 1048576);
-}
-
-static int write_file(const char *path, struct gguf_writer *w, uint64_t bytes, struct error *err) {
+static int write_file(const char *path, struct gguf_writer *w, struct error *err) {
     struct output out;
     struct gguf again;
     if (output_open(path, &out, err)) return -1;
-    int status = check_space(&out, bytes, err);
+    int status = output_room(&out, gguf_write_bytes(w), err);
     if (status == 0) status = gguf_write(w, &out.file, err);
     if (status == 0) status = output_close(&out, err);
     if (status == 0 && (status = gguf_open(out.temporary, &again, err)) == 0) gguf_close(&again);
@@ -175,21 +142,21 @@ static int write_file(const char *path, struct gguf_writer *w, uint64_t bytes, s
     return -1;
 }
 
-int merge_write(const char *path, const struct adapter *adapter, enum quant type, struct error *err) {
+int merge_write(const char *path, const struct adapter *adapter, enum quant type, int threads, struct error *err) {
     const struct quant_format *format = quant_format(type);
     if (type != QUANT_F16 && type != QUANT_F32 && type != QUANT_BF16 && type != QUANT_Q8_0)
         return error_set(err, STATUS_USAGE, "merged weights can be f16, f32, bf16 or q8_0, not %s", format->name);
     if (file_exists(path))
         return error_set(err, STATUS_CANTCREATE, "%s: exists; remove it or choose another name", path);
-    if (adapter->model->base->kind != BASE_GGUF || adapter->model->base->n_parts != 1)
-        return error_set(err, STATUS_USAGE, "%s: merging is in this version for a base of one GGUF file",
-                         adapter->model->path);
-    if (check_parts(adapter, err)) return -1;
+    if (adapter->model->base->kind != BASE_GGUF)
+        return error_set(err, STATUS_USAGE, "%s: is no GGUF: it is merged into a folder", adapter->model->path);
+    if (merge_check(adapter, err)) return -1;
     struct gguf_writer w = {0};
     struct pool pool = {0};
-    uint64_t bytes;
-    int status = plan_file(adapter, format, &w, &pool, &bytes, err);
-    if (status == 0) status = write_file(path, &w, bytes, err);
+    struct encode_work work = {.threads = threads_open(threads, err)};
+    int status = work.threads ? plan_file(adapter, format, &work, &w, &pool, err) : -1;
+    if (status == 0) status = write_file(path, &w, err);
+    threads_close(work.threads);
     gguf_writer_free(&w);
     pool_free(&pool);
     return status;

@@ -33,6 +33,14 @@ int output_open(const char *path, struct output *out, struct error *err) {
     return -1;
 }
 
+int output_room(const struct output *out, uint64_t bytes, struct error *err) {
+    uint64_t available;
+    if (file_free_bytes(out->folder, &available, err)) return -1;
+    if (available >= bytes) return 0;
+    return error_set(err, STATUS_IO, "%s: needs %.1f MiB, %.1f MiB are free; nothing was written", out->path,
+                     (double)bytes / 1048576, (double)available / 1048576);
+}
+
 int output_close(struct output *out, struct error *err) {
     if (!out->file.path) return 0;
     if (file_close(&out->file, err) == 0) return 0;

@@ -9,6 +9,8 @@ struct output {
 };
 // `path` may exist; it is replaced by output_commit.
 int output_open(const char *path, struct output *out, struct error *err);
+// 74 when the disk has less than `bytes` left, said before anything is written.
+int output_room(const struct output *out, uint64_t bytes, struct error *err);
 // Syncs and closes the file, which may then be read back under output->temporary.
 int output_close(struct output *out, struct error *err);
 // Gives it its name and syncs the folder. On failure of this or output_close the temporary file is removed.

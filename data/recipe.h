@@ -81,7 +81,7 @@ struct recipe {
     int n_normal;
     struct cut_step cuts[RECIPE_STEPS]; // in order, each on the pieces of the one before
     int n_cuts;
-    int32_t bos, eos;          // -1 when there is none
+    int32_t bos, eos, pad;     // -1 when there is none; pad: as the folder's files name it
     bool adds_bos;             // plain text starts with BOS
     int32_t ends[RECIPE_ENDS]; // what ends a generated text; eos first
     int n_ends;
@@ -93,6 +93,8 @@ struct recipe {
 int recipe_from_gguf(const struct vocab_source *source, struct recipe *out, struct error *err);
 // tokenizer.json of the folder; template, BOS, EOS and ends of turns from the files beside it.
 int recipe_from_folder(const struct vocab_source *source, struct recipe *out, struct error *err);
+// The first name of the i-th pipeline that tokenizer.ggml.pre can stand for; NULL behind the last.
+const char *recipe_gguf_pre(size_t i);
 void recipe_free(struct recipe *recipe); // zeroed struct is a no-op
 
 // source->json, with BOS, EOS and template of the source.

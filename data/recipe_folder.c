@@ -56,6 +56,13 @@ static int take_token(const struct folder *f, const struct json *config, const c
     return 0;
 }
 
+// The padding token, which no text holds: one that does not exist is none.
+static void take_padding(const struct folder *f, const struct json *config) {
+    struct error none = {0};
+    const struct folder quiet = {.path = f->path, .recipe = f->recipe, .err = &none};
+    if (f->recipe->pad < 0) take_token(&quiet, config, "", "pad_token", &f->recipe->pad);
+}
+
 static int keep_template(const struct folder *f, const char *text, size_t length) {
     f->recipe->chat_template = vocab_text(pool_strndup(&f->recipe->pool, text, length), length);
     return f->recipe->chat_template.bytes ? 0 : error_memory(f->err, "the chat template", length);
@@ -107,6 +114,7 @@ static int take_config(const struct folder *f, int32_t *bos) {
         }
         if (*bos < 0) status = take_token(f, doc.root, names[i], "bos_token", bos);
         if (status == 0 && f->recipe->eos < 0) status = take_token(f, doc.root, names[i], "eos_token", &f->recipe->eos);
+        if (status == 0) take_padding(f, doc.root);
         if (status == 0 && i == 0 && !wins) status = take_template(f, json_get(doc.root, "chat_template"));
         json_free(&doc);
     }

@@ -50,36 +50,37 @@ enum form { FORM_NONE, FORM_NFC, FORM_UNKNOWN }; // what the model's own tokeniz
 enum { MAX_SPLITS = 6 };
 
 struct rule {
-    const char *names; // tokenizer.ggml.pre, separated by spaces
+    const char *name, *names; // tokenizer.ggml.pre; others that mean the same, separated by spaces
     bool ignore_merges;
     enum form form;
     const char *splits[MAX_SPLITS]; // each works on the pieces of the one before
 };
 
 static const struct rule rules[] = {
-    {"smollm starcoder refact codeshell", false, FORM_NONE, {"\\p{N}", R_GPT2}},
-    {"exaone minerva-7b mellum2", false, FORM_UNKNOWN, {"\\p{N}", R_GPT2}},
-    {"command-r", false, FORM_NFC, {"\\p{N}", R_GPT2}},
-    {"gpt-2 phi-2", false, FORM_NONE, {R_GPT2}},
-    {"olmo mpt", false, FORM_NFC, {R_GPT2}},
-    {"jais exaone4 trillion granite-docling gigachat mellum modern-bert", false, FORM_UNKNOWN, {R_GPT2}},
-    {"llama-bpe llama3 llama-v3", true, FORM_NONE, {R_LLAMA3}},
-    {"falcon3 pixtral lfm2", true, FORM_UNKNOWN, {R_LLAMA3}},
-    {"dbrx smaug-bpe", false, FORM_NONE, {R_LLAMA3}},
-    {"chatglm-bpe", false, FORM_UNKNOWN, {R_LLAMA3}},
-    {"glm4 glm5", true, FORM_UNKNOWN, {R_LLAMA3}},
-    {"qwen2", false, FORM_NFC, {R_QWEN2}},
-    {"deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2", false, FORM_UNKNOWN, {R_QWEN2}},
-    {"qwen35", false, FORM_NFC, {R_QWEN35}},
-    {"tekken", true, FORM_NONE, {R_TEKKEN}},
-    {"gpt-4o llama4", false, FORM_NONE, {R_O200K}},
-    {"kanana2 talkie minimax-m2", false, FORM_UNKNOWN, {R_O200K}},
-    {"falcon", false, FORM_UNKNOWN, {"[\\p{P}\\$\\+<=>\\^~\\|`]+", R_GPT2, "[0-9][0-9][0-9]"}},
-    {"minicpm5", true, FORM_UNKNOWN, {"\\p{N}{1,3}", R_LLAMA3_WITH("\\p{N}+")}},
-    {"deepseek-v3", false, FORM_NONE, {R_DS3A, R_DS3B, R_DS3C}},
-    {"hunyuan-dense joyai-llm hy_v4", false, FORM_UNKNOWN, {R_DS3A, R_DS3B, R_DS3C}},
-    {"deepseek-coder", false, FORM_UNKNOWN, {"[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", R_CJK, "\\p{N}"}},
+    {"smollm", "starcoder refact codeshell", false, FORM_NONE, {"\\p{N}", R_GPT2}},
+    {"exaone", "minerva-7b mellum2", false, FORM_UNKNOWN, {"\\p{N}", R_GPT2}},
+    {"command-r", "", false, FORM_NFC, {"\\p{N}", R_GPT2}},
+    {"gpt-2", "phi-2", false, FORM_NONE, {R_GPT2}},
+    {"olmo", "mpt", false, FORM_NFC, {R_GPT2}},
+    {"jais", "exaone4 trillion granite-docling gigachat mellum modern-bert", false, FORM_UNKNOWN, {R_GPT2}},
+    {"llama-bpe", "llama3 llama-v3", true, FORM_NONE, {R_LLAMA3}},
+    {"falcon3", "pixtral lfm2", true, FORM_UNKNOWN, {R_LLAMA3}},
+    {"dbrx", "smaug-bpe", false, FORM_NONE, {R_LLAMA3}},
+    {"chatglm-bpe", "", false, FORM_UNKNOWN, {R_LLAMA3}},
+    {"glm4", "glm5", true, FORM_UNKNOWN, {R_LLAMA3}},
+    {"qwen2", "", false, FORM_NFC, {R_QWEN2}},
+    {"deepseek-r1-qwen", "megrez stablelm2 hunyuan solar-open grok-2", false, FORM_UNKNOWN, {R_QWEN2}},
+    {"qwen35", "", false, FORM_NFC, {R_QWEN35}},
+    {"tekken", "", true, FORM_NONE, {R_TEKKEN}},
+    {"gpt-4o", "llama4", false, FORM_NONE, {R_O200K}},
+    {"kanana2", "talkie minimax-m2", false, FORM_UNKNOWN, {R_O200K}},
+    {"falcon", "", false, FORM_UNKNOWN, {"[\\p{P}\\$\\+<=>\\^~\\|`]+", R_GPT2, "[0-9][0-9][0-9]"}},
+    {"minicpm5", "", true, FORM_UNKNOWN, {"\\p{N}{1,3}", R_LLAMA3_WITH("\\p{N}+")}},
+    {"deepseek-v3", "", false, FORM_NONE, {R_DS3A, R_DS3B, R_DS3C}},
+    {"hunyuan-dense", "joyai-llm hy_v4", false, FORM_UNKNOWN, {R_DS3A, R_DS3B, R_DS3C}},
+    {"deepseek-coder", "", false, FORM_UNKNOWN, {"[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", R_CJK, "\\p{N}"}},
     {"deepseek-llm",
+     "",
      false,
      FORM_UNKNOWN,
      {"[\\r\\n]", "\\s?[" R_CASED_LETTERS "]+", "\\s?" R_DS_MARKS "+", "\\s+$", R_CJK, "\\p{N}+"}},
@@ -94,10 +95,14 @@ static bool name_in(const char *names, const char *name) {
     return false;
 }
 
+const char *recipe_gguf_pre(size_t i) {
+    return i < COUNT_OF(rules) ? rules[i].name : NULL;
+}
+
 static int byte_level(const struct vocab_source *s, struct recipe *r, struct error *err) {
     const struct rule *rule = NULL;
     for (size_t i = 0; i < COUNT_OF(rules) && s->pre && !strchr(s->pre, ' '); i++)
-        if (name_in(rules[i].names, s->pre)) rule = &rules[i];
+        if (strcmp(rules[i].name, s->pre) == 0 || name_in(rules[i].names, s->pre)) rule = &rules[i];
     if (!rule)
         return error_set(err, STATUS_DATA, "%s: the pre-tokenizer \"%.64s\" is not known in this version", s->file,
                          s->pre ? s->pre : "(missing tokenizer.ggml.pre)");
@@ -211,6 +216,7 @@ int recipe_from_gguf(const struct vocab_source *s, struct recipe *out, struct er
                            .unk = -1,
                            .bos = s->bos,
                            .eos = s->eos,
+                           .pad = s->pad,
                            .adds_bos = s->add_bos && s->bos >= 0,
                            .chat_template = s->chat_template};
     if (load(s, out, err) == 0) return 0;

@@ -462,7 +462,7 @@ static int take_all(struct loader *l, const struct json *root) {
 
 static int take_document(struct json_document *doc, const char *name, struct recipe *out, struct error *err) {
     struct loader l = {.recipe = out, .err = err};
-    *out = (struct recipe){.unk = -1, .bos = -1, .eos = -1};
+    *out = (struct recipe){.unk = -1, .bos = -1, .eos = -1, .pad = -1};
     l.file = out->file = pool_strdup(&out->pool, name);
     int status = out->file ? take_all(&l, doc->root) : error_memory(err, "the vocabulary", strlen(name));
     json_free(doc);

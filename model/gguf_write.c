@@ -73,6 +73,10 @@ void gguf_put_bool(struct gguf_writer *w, const char *key, bool value) {
     scalar(w, key, GGUF_BOOL, &(uint8_t){value}, 1);
 }
 
+void gguf_put_bools(struct gguf_writer *w, const char *key, const uint8_t *values, size_t count) {
+    array(w, key, GGUF_BOOL, count, values, 1);
+}
+
 void gguf_put_strings(struct gguf_writer *w, const char *key, const struct vocab_string *values, size_t count) {
     array(w, key, GGUF_STRING, count, NULL, 0);
     for (size_t i = 0; i < count; i++) put_string(&w->keys, values[i].bytes, values[i].length);
@@ -158,29 +162,60 @@ static int write_tensor(const struct gguf_out *t, struct file_writer *out, struc
     return pad(out, t->bytes, err);
 }
 
-int gguf_write(struct gguf_writer *w, struct file_writer *out, struct error *err) {
-    struct text head = {0};
-    uint64_t offset = 0;
-    int result = -1;
-    text_add(&head, "GGUF");
-    put_u32(&head, 3);
-    put_u64(&head, w->n_tensors);
-    put_u64(&head, w->n_kv);
-    text_append(&head, w->keys.data, w->keys.length);
+// Everything before the data; `later`: with the tensors that are made later. Returns the bytes of data.
+static uint64_t put_head(const struct gguf_writer *w, bool later, struct text *head) {
+    uint64_t offset = 0, n = 0;
+    for (const struct gguf_out *t = w->first; t; t = t->next) n += later || !t->fill;
+    text_add(head, "GGUF");
+    put_u32(head, 3);
+    put_u64(head, n);
+    put_u64(head, w->n_kv);
+    text_append(head, w->keys.data, w->keys.length);
     for (const struct gguf_out *t = w->first; t; t = t->next) {
-        put_string(&head, t->name, strlen(t->name));
-        put_u32(&head, (uint32_t)t->n_dims);
-        text_append(&head, t->ne, (size_t)t->n_dims * 8);
-        put_u32(&head, (uint32_t)t->type);
-        put_u64(&head, offset);
+        if (t->fill && !later) continue;
+        put_string(head, t->name, strlen(t->name));
+        put_u32(head, (uint32_t)t->n_dims);
+        text_append(head, t->ne, (size_t)t->n_dims * 8);
+        put_u32(head, (uint32_t)t->type);
+        put_u64(head, offset);
         offset += round_up(t->bytes);
     }
-    if (w->failed || text_failed(&w->keys) || text_failed(&head)) {
-        error_memory(err, "the header of a GGUF file", head.length);
-    } else if (file_write(out, head.data, head.length, err) == 0 && pad(out, head.length, err) == 0) {
-        result = 0;
-        for (const struct gguf_out *t = w->first; t && result == 0; t = t->next) result = write_tensor(t, out, err);
+    return offset;
+}
+
+static int head_error(const struct gguf_writer *w, const struct text *head, struct error *err) {
+    if (!w->failed && !text_failed(&w->keys) && !text_failed(head)) return 0;
+    return error_memory(err, "the header of a GGUF file", head->length);
+}
+
+uint64_t gguf_write_bytes(const struct gguf_writer *w) {
+    uint64_t head = 24 + w->keys.length, data = 0;
+    for (const struct gguf_out *t = w->first; t; t = t->next) {
+        head += 24 + strlen(t->name) + 8 * (uint64_t)t->n_dims;
+        data += round_up(t->bytes);
     }
+    return round_up(head) + data;
+}
+
+int gguf_write_memory(const struct gguf_writer *w, struct text *out, struct error *err) {
+    static const char zeros[ALIGNMENT];
+    put_head(w, false, out);
+    text_append(out, zeros, (size_t)(round_up(out->length) - out->length));
+    for (const struct gguf_out *t = w->first; t; t = t->next) {
+        if (t->fill) continue;
+        text_append(out, t->data, (size_t)t->bytes);
+        text_append(out, zeros, (size_t)(round_up(t->bytes) - t->bytes));
+    }
+    return head_error(w, out, err);
+}
+
+int gguf_write(struct gguf_writer *w, struct file_writer *out, struct error *err) {
+    struct text head = {0};
+    put_head(w, true, &head);
+    int result = head_error(w, &head, err);
+    if (result == 0 && (file_write(out, head.data, head.length, err) < 0 || pad(out, head.length, err) < 0))
+        result = -1;
+    for (const struct gguf_out *t = w->first; t && result == 0; t = t->next) result = write_tensor(t, out, err);
     text_free(&head);
     return result;
 }

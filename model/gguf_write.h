@@ -21,6 +21,7 @@ void gguf_put_u64(struct gguf_writer *w, const char *key, uint64_t value);
 void gguf_put_i32(struct gguf_writer *w, const char *key, int32_t value);
 void gguf_put_f32(struct gguf_writer *w, const char *key, float value);
 void gguf_put_bool(struct gguf_writer *w, const char *key, bool value);
+void gguf_put_bools(struct gguf_writer *w, const char *key, const uint8_t *values, size_t count); // 0 or 1 each
 void gguf_put_strings(struct gguf_writer *w, const char *key, const struct vocab_string *values, size_t count);
 void gguf_put_u32s(struct gguf_writer *w, const char *key, const uint32_t *values, size_t count);
 void gguf_put_i32s(struct gguf_writer *w, const char *key, const int32_t *values, size_t count);
@@ -36,6 +37,11 @@ typedef int (*gguf_fill)(void *context, struct file_writer *out, struct error *e
 void gguf_put_tensor_later(struct gguf_writer *w, const char *name, int ggml_type, int n_dims, const int64_t *ne,
                            gguf_fill fill, void *context);
 
+// How long the file will be.
+uint64_t gguf_write_bytes(const struct gguf_writer *w);
+// The file as bytes, without the tensors whose data is made later: what a reader needs to see keys and vectors. The
+// caller frees `out`.
+int gguf_write_memory(const struct gguf_writer *w, struct text *out, struct error *err);
 // Writes to an open file; the caller closes (or abandons) it and publishes it. Alignment 32.
 int gguf_write(struct gguf_writer *w, struct file_writer *out, struct error *err);
 void gguf_writer_free(struct gguf_writer *w); // zeroed struct is a no-op

@@ -129,6 +129,7 @@ static bool matrix(struct loader *l, const char *name, int64_t rows, int64_t col
     }
     if (!base_find(l->base, name, &t)) return false;
     if (!usable(l, &t)) return true;
+    if (t.n_dims == 1 && rows == 1 && !turned) t.shape[1] = t.shape[0], t.shape[0] = 1; // ggml stores no trailing ones
     if (t.n_dims > 2 || t.shape[0] != (turned ? cols : rows) || t.shape[1] != (turned ? rows : cols)) {
         wrong_shape(l, &t, 0, turned ? cols : rows, turned ? rows : cols);
         return true;

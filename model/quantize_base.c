@@ -5,12 +5,13 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/quantize.h"
 #include "model/base_files.h"
+#include "model/companions.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 1 << 18, TURN_ROWS = 64, STATE_BYTES = 256, FILE_LIMIT = 256 << 20 };
+enum { CHUNK = 1 << 18, TURN_ROWS = 64, STATE_BYTES = 256 };
 
 // One matrix to be quantised, and where its pieces go.
 struct job {
@@ -465,35 +466,6 @@ static int write_config(struct writing *w, const char *folder) {
     return status;
 }
 
-bool base_is_companion(const char *name) {
-    static const char *const endings[] = {".json", ".jinja", ".txt", ".model", ".tiktoken"};
-    if (strcmp(name, "config.json") == 0 || ends_with(name, ".index.json") || name[0] == '.') return false;
-    for (size_t i = 0; i < COUNT_OF(endings); i++) {
-        if (ends_with(name, endings[i])) return true;
-    }
-    return strncmp(name, "LICENSE", 7) == 0;
-}
-
-static int copy_companions(struct writing *w, const char *folder) {
-    char **names;
-    size_t count;
-    const char *source = w->model->base->folder;
-    if (file_list(source, &names, &count, w->err)) return -1;
-    int status = 0;
-    for (size_t i = 0; i < count && status == 0; i++) {
-        if (!base_is_companion(names[i])) continue;
-        char *from = path_join(source, names[i]), *to = path_join(folder, names[i]);
-        struct text bytes = {0};
-        status = from && to ? 0 : error_memory(w->err, "a file name", strlen(names[i]));
-        if (status == 0) status = file_read(from, FILE_LIMIT, &bytes, w->err);
-        if (status == 0) status = file_replace(to, bytes.data, bytes.length, w->err);
-        text_free(&bytes);
-        mem_free(from), mem_free(to);
-    }
-    file_list_free(names, count);
-    return status;
-}
-
 int quantize_base(const struct model *model, const struct base_packing *packing, const char *folder, int threads,
                   quantize_report report, void *context, struct error *err) {
     struct writing w = {.model = model, .packing = packing, .report = report, .context = context, .err = err};
@@ -501,8 +473,10 @@ int quantize_base(const struct model *model, const struct base_packing *packing,
         return error_set(err, STATUS_DATA, "%s: only a base in safetensors can be quantised to bitsandbytes' formats",
                          model->path);
     w.threads = threads_open(threads, err);
-    int status =
-        !w.threads || copy_companions(&w, folder) || write_model(&w, folder) || write_config(&w, folder) ? -1 : 0;
+    int status = !w.threads || companions_copy(model->base, folder, false, err) || write_model(&w, folder) ||
+                         write_config(&w, folder)
+                     ? -1
+                     : 0;
     if (status == 0) status = file_sync_folder(folder, err);
     if (w.threads) threads_close(w.threads);
     mem_free(w.entries);

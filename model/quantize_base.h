@@ -17,9 +17,6 @@ void base_packing_name(const struct base_packing *packing, char *out);
 // The reverse; false when it is no such name.
 bool base_packing_parse(const char *name, struct base_packing *out);
 
-// Is a file of this name copied along: a tokenizer, a template, what else is small and no weights?
-bool base_is_companion(const char *name);
-
 // Called now and then with bytes read so far and in all; non-zero ends the work (the error is the callee's).
 typedef int (*quantize_report)(void *context, int64_t done, int64_t total, struct error *err);
 

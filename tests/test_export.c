@@ -134,7 +134,7 @@ TEST(merged_file) {
         struct gguf merged;
         struct error err = {0};
         file_remove(at("merged.gguf"), NULL);
-        CHECK_MSG(merge_write(at("merged.gguf"), &a, types[i], &err) == 0, "%s", err.text);
+        CHECK_MSG(merge_write(at("merged.gguf"), &a, types[i], 1, &err) == 0, "%s", err.text);
         CHECK_MSG(gguf_open(at("merged.gguf"), &merged, &err) == 0, "%s", err.text);
         CHECK_INT(merged.n_kv, t.file.n_kv - 1); // without general.alignment
         for (size_t k = 0, j = 0; k < t.file.n_kv; k++) {
@@ -173,23 +173,23 @@ TEST(merge_refusals) {
     struct error err = {0};
     open_tiny(&t, &a);
     CHECK_INT(file_replace(at("there.gguf"), "x", 1, NULL), 0);
-    CHECK_INT(merge_write(at("there.gguf"), &a, QUANT_F16, &err), -1);
+    CHECK_INT(merge_write(at("there.gguf"), &a, QUANT_F16, 1, &err), -1);
     CHECK_INT(err.code, STATUS_CANTCREATE);
     err = (struct error){0};
-    CHECK_INT(merge_write(at("base.gguf"), &a, QUANT_F16, &err), -1); // not over the base itself
+    CHECK_INT(merge_write(at("base.gguf"), &a, QUANT_F16, 1, &err), -1); // not over the base itself
     CHECK_INT(err.code, STATUS_CANTCREATE);
     err = (struct error){0};
-    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_Q4_1, &err), -1);
+    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_Q4_1, 1, &err), -1);
     CHECK_INT(err.code, STATUS_USAGE);
     err = (struct error){0};
     a.modules[1].b[4 * 4] = 1e6f; // row 4
-    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_F16, &err), -1);
+    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_F16, 1, &err), -1);
     CHECK(err.code == STATUS_DATA && strstr(err.text, "row 4") && strstr(err.text, "ffn_down"));
     err = (struct error){0};
-    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_BF16, &err), 0);
+    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_BF16, 1, &err), 0);
     CHECK_INT(file_remove(at("new.gguf"), NULL), 0);
     a.modules[1].b[4 * 4] = NAN;
-    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_F32, &err), -1);
+    CHECK_INT(merge_write(at("new.gguf"), &a, QUANT_F32, 1, &err), -1);
     CHECK(!file_exists(at("new.gguf")));
     close_tiny(&t, &a);
 }
@@ -207,7 +207,7 @@ TEST(merge_faults) {
                 mem_fail_at(k, kind % 2);
             else
                 file_fail_at(k, ENOSPC, kind % 2);
-            int status = merge_write(path, &a, QUANT_F16, &err);
+            int status = merge_write(path, &a, QUANT_F16, 1, &err);
             uint64_t calls = kind < 2 ? mem_fail_at(0, 0) : file_fail_at(0, 0, 0);
             CHECK(status == 0 || err.code == (kind < 2 ? STATUS_MEMORY : STATUS_IO));
             if (kind == 2 && k <= calls) CHECK_MSG(status, "operation %llu may fail unnoticed", (unsigned long long)k);
@@ -222,7 +222,7 @@ TEST(merge_faults) {
     }
     char **names;
     size_t count = 0;
-    CHECK_INT(merge_write(path, &a, QUANT_F16, NULL), 0); // also removes what a failed removal left
+    CHECK_INT(merge_write(path, &a, QUANT_F16, 1, NULL), 0); // also removes what a failed removal left
     CHECK_INT(file_list(test_folder(), &names, &count, NULL), 0);
     for (size_t i = 0; i < count; i++) CHECK_MSG(!strstr(names[i], ".tmp"), "leftover %s", names[i]);
     file_list_free(names, count);

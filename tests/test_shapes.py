@@ -174,7 +174,7 @@ def as_quantised_here():
     plain = f"{FAMILIES}/llama"
     for packing, setting, name in (("nf4", "load_in_4bit=true", "load_in_4bit, double quantised"), ("int8", "load_in_8bit=true", "load_in_8bit")):
         out = f"{work}/quantised-{packing}"
-        graft("quantize", plain, out, "--type", packing)
+        graft("quantize", plain, "--to", packing, "--out", out)
         parts = tensors(out)
         want = sum(n for k, n in parts.items() if ".quant_state." not in k)
         check(plan(config_alone(out, packing), "lora_target_linear=true")["base_bytes"]["packed"] == want, f"{packing}: not {want} bytes")

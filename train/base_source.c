@@ -4,6 +4,7 @@
 #include "kernels/clock.h"
 #include "kernels/hash.h"
 #include "model/base_files.h"
+#include "model/companions.h"
 #include "model/hub_cache.h"
 #include "train/progress.h"
 
@@ -62,7 +63,7 @@ static int each_companion(const struct base *b, int (*take)(const char *path, st
     if (file_list(b->folder, &names, &count, err)) return -1;
     int status = 0;
     for (size_t i = 0; i < count && status == 0; i++) {
-        if (!base_is_companion(names[i])) continue;
+        if (!companion_of_base(names[i], false)) continue;
         char *path = path_join(b->folder, names[i]);
         text_printf(out, "%s\n", names[i]);
         status = path ? take(path, out, err) : error_memory(err, "a path", strlen(names[i]));

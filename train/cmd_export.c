@@ -11,10 +11,29 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *default_name(const char *to) {
+static const char *default_name(const char *to, const struct model *base) {
     if (strcmp(to, "gguf") == 0) return "adapter.gguf";
-    if (strcmp(to, "merged") == 0) return "merged.gguf";
+    if (strcmp(to, "merged") == 0) return base->base->kind == BASE_GGUF ? "merged.gguf" : "merged";
     return strcmp(to, "mlx") == 0 ? "mlx" : "peft";
+}
+
+static int export_merged(const char *type, const struct adapter *adapter, const char *out, struct error *err) {
+    static const struct {
+        const char *name;
+        enum quant quant;
+    } types[] = {{"f32", QUANT_F32}, {"f16", QUANT_F16}, {"bf16", QUANT_BF16}, {"q8_0", QUANT_Q8_0}};
+    if (adapter->model->base->kind == BASE_SAFETENSORS) {
+        if (type)
+            return error_set(err, STATUS_USAGE,
+                             "--type %s: a merged folder keeps the type of each tensor; --type is for a base in GGUF",
+                             type);
+        return merge_folder_write(out, adapter, cpu_count_available(), err);
+    }
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        if (strcmp(type ? type : "f16", types[i].name) == 0)
+            return merge_write(out, adapter, types[i].quant, cpu_count_available(), err);
+    }
+    return error_set(err, STATUS_USAGE, "--type %s: f32, f16, bf16 and q8_0 are known", type);
 }
 
 static int export_to(const char *to, const char *type, const struct adapter *adapter, const char *out,
@@ -22,14 +41,7 @@ static int export_to(const char *to, const char *type, const struct adapter *ada
     if (strcmp(to, "peft") == 0) return peft_write(out, adapter, err);
     if (strcmp(to, "gguf") == 0) return gguf_adapter_write(out, adapter, err);
     if (strcmp(to, "mlx") == 0) return mlx_write(out, adapter, err);
-    const struct {
-        const char *name;
-        enum quant quant;
-    } types[] = {{"f32", QUANT_F32}, {"f16", QUANT_F16}, {"bf16", QUANT_BF16}, {"q8_0", QUANT_Q8_0}};
-    for (size_t i = 0; i < COUNT_OF(types); i++) {
-        if (strcmp(type, types[i].name) == 0) return merge_write(out, adapter, types[i].quant, err);
-    }
-    return error_set(err, STATUS_USAGE, "--type %s: f32, f16, bf16 and q8_0 are known", type);
+    return export_merged(type, adapter, out, err);
 }
 
 int command_export(int argc, char **argv, struct error *err) {
@@ -49,13 +61,15 @@ int command_export(int argc, char **argv, struct error *err) {
     struct model model = {0};
     struct adapter adapter = {0};
     const char *out = option_value(options, "--out");
-    if (!out) out = file_is_folder(argv[0]) ? pool_printf(&pool, "%s/%s", argv[0], default_name(to)) : default_name(to);
     int failed =
-        !out ? error_memory(err, "a path", strlen(argv[0]))
-             : adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf", &pool, &base, err);
-    failed = failed || base_source_open(&base.source, cpu_count_available(), &model, err) ||
-             model_require_weights(&model, err) || adapter_read(argv[0], &model, &adapter, err) ||
-             export_to(to, type ? type : "f16", &adapter, out, err);
+        adapter_base_find(argv[0], option_value(options, "--base"), "give --base MODEL.gguf", &pool, &base, err) ||
+        base_source_open(&base.source, cpu_count_available(), &model, err) || model_require_weights(&model, err);
+    if (!failed && !out) {
+        out = default_name(to, &model);
+        if (file_is_folder(argv[0])) out = pool_printf(&pool, "%s/%s", argv[0], out);
+        if (!out) failed = error_memory(err, "a path", strlen(argv[0]));
+    }
+    failed = failed || adapter_read(argv[0], &model, &adapter, err) || export_to(to, type, &adapter, out, err);
     if (!failed) printf("%s\n", out);
     adapter_free(&adapter);
     model_close(&model);

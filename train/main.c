@@ -45,21 +45,28 @@ const struct command command_table[] = {
      "A turn that cannot be sent (too long for the context, bad UTF-8) is told, and the session goes on.\n"},
     {"export", "ADAPTER", "write an adapter in another form", command_export,
      "  --to peft|gguf|mlx|merged\n"
-     "  --base B      the GGUF it was trained on\n"
+     "  --base B      the base it was trained on\n"
      "  --out PATH    where to (default: beside the adapter)\n"
-     "  --type T      merged: f32, f16 (default), bf16 or q8_0\n"},
+     "  --type T      merged, from a GGUF: f32, f16 (default), bf16 or q8_0 for what the adapter changes\n"
+     "merged gives one GGUF of a base in GGUF, and of one in safetensors a folder that transformers loads.\n"},
     {"verify", "ADAPTER", "reload every file and compare with the trainer's log-probabilities", command_verify,
      "  --base B      the GGUF it was trained on\n"
      "  --json        one JSON object\n"},
     {"publish", "ADAPTER", "hot-load into a running server", NULL, ""},
-    {"quantize", "BASE OUT", "a base in safetensors becomes a smaller one, as bitsandbytes packs it", command_quantize,
-     "  --type T            nf4 (default), fp4 or int8\n"
-     "  --blocksize N       numbers that share a scale, 64 if not given\n"
-     "  --no-double-quant   scales stay floats: 4.5 bits a weight in place of 4.13\n"
-     "  --revision R        of a base named as on its hub\n"
-     "OUT is a new folder that transformers, PEFT and this program load. Embeddings, norms, routers and the head stay "
-     "as "
-     "they are.\n"},
+    {"quantize", "BASE --to T --out PATH", "a smaller base: a folder as bitsandbytes packs it, or a GGUF",
+     command_quantize,
+     "  --to nf4|fp4|int8   a new folder that transformers, PEFT and this program load, from safetensors; embeddings,\n"
+     "                      norms, routers and the head stay as they are\n"
+     "  --to q8_0|q6_k|q5_1|q5_0|q4_1|q4_0|q4_k|f16|bf16|f32\n"
+     "                      one GGUF file for llama.cpp and this program, from safetensors or a GGUF: every matrix "
+     "has\n"
+     "                      this type, but the head (with types below q6_k: q6_k) and rows that fill none of its\n"
+     "                      blocks (q5_0 in place of q4_k, q8_0 of q6_k, else f16); norms and routers stay floats\n"
+     "  --out PATH          where to; must not exist\n"
+     "  --pure              GGUF: the head, too, has the type itself\n"
+     "  --blocksize N       nf4, fp4: numbers that share a scale, 64 if not given\n"
+     "  --no-double-quant   nf4, fp4: scales stay floats, 4.5 bits a weight in place of 4.13\n"
+     "  --revision R        of a base named as on its hub\n"},
     {"tokenize", "TOKENIZER", "text to token ids", NULL, ""},
     {"render", "TOKENIZER ROWS.jsonl", "messages to text", NULL, ""},
     {"fetch", "ORG/NAME", "download a base", NULL, ""},

@@ -110,7 +110,7 @@ def size_of(path):
 def smollm():
     folder, written = bf16_folder(), peer.OUT / "base-nf4"
     peer.run(["rm", "-rf", written])
-    peer.run([peer.GRAFT, *quantize_arguments(folder, written)])
+    peer.run([peer.GRAFT, "quantize", folder, "--to", "nf4", "--out", written])
     nf4 = {"load_in_4bit": True}  # NF4, double quantisation
     return [
         Base("gguf", {"base_model": str(peer.BASE)}, peer.load_base, lambda: size_of(peer.BASE)),
@@ -118,10 +118,6 @@ def smollm():
         Base("nf4", {"base_model": str(folder), "adapter": "qlora", **nf4}, lambda: load_nf4(folder), lambda: size_of(written)),
         Base("nf4-written", {"base_model": str(written), "adapter": "qlora"}, lambda: load_written(written), lambda: size_of(written)),
     ]
-
-
-def quantize_arguments(source, target):
-    return ["quantize", source, target, "--type", "nf4"]
 
 
 # -------------------------------------------------------------------------------------------------------- the rows

@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(quants tables quantized families experts shapes tokens templates peft_oracle hot_swap quickstart)
+test ${#suites[@]} -gt 0 || suites=(quants tables quantized quantize_gguf merged families experts shapes tokens templates peft_oracle hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
@@ -51,7 +51,8 @@ for suite in "${suites[@]}"; do
     quants) arguments=(--dump "$dumps/quants_dump") ;;
     tokens) arguments=(--dump "$dumps/tokens_dump" --gguf cache/SmolLM2-135M-Instruct.Q4_1.gguf --count 3000 --folders 60) ;;
     templates) arguments=(--dump "$dumps/templates_dump" --count 3000) ;;
-    quantized | experts) arguments=(--graft "${BUILD:-build}/graft") ;;
+    merged | quantized | experts) arguments=(--graft "${BUILD:-build}/graft") ;;
+    quantize_gguf) arguments=(--graft "${BUILD:-build}/graft" --llama-cpp cache/llama.cpp-9993) ;;
     families) arguments=(--dump "$dumps/families_dump" --llama-cpp cache/llama.cpp-9993) ;;
     tables) arguments=(--dump "$dumps/tables_dump") ;;
     shapes) script=tests/oracle/shapes.py arguments=(--check tests/fixtures/shapes.json 4) ;;
