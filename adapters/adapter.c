@@ -61,6 +61,17 @@ int adapter_add_bare(struct adapter *adapter, const struct module *module, struc
     return 0;
 }
 
+int adapter_add_initial(struct adapter *adapter, struct adapter_module *m, struct error *err) {
+    struct adapter_shape a = adapter_part_shape(m, ADAPTER_A), b = adapter_part_shape(m, ADAPTER_B);
+    if (2 * m->r > ADAPTER_MAX_RANK)
+        return error_set(err, STATUS_CONFIG, "%s: rank %d; with PiSSA, whose files have twice the rank, at most %d",
+                         m->module->hf_name, m->r, ADAPTER_MAX_RANK / 2);
+    m->a0 = pool_array(&adapter->pool, adapter->outline ? 1 : (uint64_t)(a.rows * a.cols), sizeof *m->a0);
+    m->b0 = pool_array(&adapter->pool, adapter->outline ? 1 : (uint64_t)(b.rows * b.cols), sizeof *m->b0);
+    if (m->a0 && m->b0) return 0;
+    return error_memory(err, m->module->hf_name, (size_t)(a.rows * a.cols + b.rows * b.cols) * sizeof *m->a0);
+}
+
 bool adapter_has_bias(const struct module *module) {
     for (int i = 0; i < module->n_parts; i++)
         if (!module->parts[i].bias) return false;

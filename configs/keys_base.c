@@ -104,13 +104,23 @@ static const struct key_choice adapters[] = {
     {0},
 };
 
+#define NITER(n)                                                                                                       \
+    { "pissa_niter_" #n, CONFIG_INIT_PISSA + n, KEY_WORKS, NULL }
 static const struct key_choice inits[] = {
     {"true", CONFIG_INIT_KAIMING, KEY_WORKS, NULL},
     {"gaussian", CONFIG_INIT_GAUSSIAN, KEY_WORKS, NULL},
     {"false", CONFIG_INIT_RANDOM, KEY_WORKS, NULL},
-    {"pissa", 0, KEY_NOT_YET, NULL},
-    {"pissa_niter_4", 0, KEY_NOT_YET, NULL},
-    {"pissa_niter_16", 0, KEY_NOT_YET, NULL},
+    {"pissa", CONFIG_INIT_PISSA, KEY_WORKS, NULL},
+    NITER(1),
+    NITER(2),
+    NITER(4),
+    NITER(8),
+    NITER(10),
+    NITER(16),
+    NITER(20),
+    NITER(32),
+    NITER(50),
+    NITER(64),
     {"olora", 0, KEY_NOT_YET, NULL},
     {"loftq", 0, KEY_NOT_YET, NULL},
     {"eva", 0, KEY_NOT_YET, NULL},
@@ -163,7 +173,10 @@ const struct config_key keys_adapter[] = {
         "llama.cpp's adapter file cannot hold it."),
     ENUM(peft_bias, biases, "none", "Biases that are trained: `lora_only`, those of adapted linears that have one."),
     ENUM(peft_init_lora_weights, inits, "true",
-         "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random."),
+         "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "
+         "the largest singular vectors of an unpacked base, which is trained less these; `pissa_niter_N` finds them by "
+         "N random power iterations, much faster. Saved as an ordinary LoRA of twice the rank, for the unaltered "
+         "base."),
     NOT_YET("peft", KEY_GROUP, "", "Further settings of the adapter library."),
     NOT_YET("peft.loftq_config", KEY_GROUP, "", "LoftQ start of the adapter."),
     NOT_YET("peft.loftq_config.loftq_bits", KEY_INT, "", "Bits of the LoftQ start."),
@@ -174,7 +187,8 @@ const struct config_key keys_adapter[] = {
     NOT_YET("peft_ensure_weight_tying", KEY_BOOL, "", "Tie adapters where the base ties weights."),
     NO_EFFECT("peft_autocast_adapter_dtype", KEY_BOOL, "true", "Adapters are always fp32 in training."),
     FLOAT(loraplus_lr_ratio, "", ABOVE_ZERO, 1e6, "LoRA+: the learning rate of B over that of A. Empty: 1."),
-    NOT_YET("loraplus_lr_embedding", KEY_FLOAT, "1e-6", "LoRA+: learning rate of embedding adapters."),
+    FLOAT(loraplus_lr_embedding, "1e-6", ABOVE_ZERO, 100,
+          "LoRA+: peak learning rate of adapters on the embedding; needs loraplus_lr_ratio."),
     NO_EFFECT("lora_mlp_kernel", KEY_BOOL, "", "Fused kernels of another library; ours are always used."),
     NO_EFFECT("lora_qkv_kernel", KEY_BOOL, "", "As lora_mlp_kernel."),
     NO_EFFECT("lora_o_kernel", KEY_BOOL, "", "As lora_mlp_kernel."),

@@ -13,6 +13,7 @@ enum { DECODER_MAX_ADAPTERS = 8 };
 struct slot_adapter {
     struct tensor a, b;   // (R, in), (out, R) f32
     struct tensor da, db; // gradients; DTYPE_NONE = not trained
+    struct tensor a0, b0; // a frozen pair that is subtracted with the same scale, without dropout (PiSSA)
     float scale;          // alpha / r or alpha / sqrt(r)
     float dropout;        // used by training passes only
     // Of a plain linear, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the

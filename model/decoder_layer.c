@@ -3,6 +3,8 @@
 // is s.
 #include "model/decoder_layer.h"
 
+#include <assert.h>
+
 static int record(struct build *b, enum op op, const int *in, int n_in, const union op_params *p, int *out) {
     return tape_record(b->d->tape, op, in, n_in, p, out, b->err);
 }
@@ -87,6 +89,7 @@ struct ranks {
     } seen[LINEAR_MAX_PARTS * LINEAR_MAX_SPANS];
 };
 
+// `adapter`: its number; of the pair it subtracts, -1 - number.
 static int64_t rank_columns(struct ranks *r, int module, int adapter, int64_t rank) {
     for (int i = 0; i < r->n; i++) {
         if (r->seen[i].module == module && r->seen[i].adapter == adapter) return r->seen[i].begin;
@@ -115,6 +118,7 @@ static void fill_part(const struct build *b, const struct linear *linear, struct
         if (!tensor_present(&a->a)) continue;
         const struct module_part *own = &m->parts[linear->on[i % linear->n_modules].part];
         int64_t times = m->experts > 1 ? b->d->model->arch.moe.route.used : 1; // rows of a token among the experts'
+        assert(part->n_spans + 1 + (tensor_present(&a->a0) ? 1 : 0) <= LINEAR_MAX_SPANS);
         part->spans[part->n_spans++] = (struct lora_span){
             .row_begin = span->row_begin * times,
             .row_end = span->row_end * times,
@@ -126,6 +130,16 @@ static void fill_part(const struct build *b, const struct linear *linear, struct
             .dropout = b->pass->training ? a->dropout : 0.0f,
             .module = (uint32_t)m->id,
             .u_begin = rank_columns(ranks, m->id, span->adapter, a->b.cols),
+        };
+        if (!tensor_present(&a->a0)) continue;
+        part->spans[part->n_spans++] = (struct lora_span){
+            .row_begin = span->row_begin,
+            .row_end = span->row_end,
+            .a = a->a0,
+            .b = part_rows(a->b0, m, own),
+            .scale = -a->scale,
+            .module = (uint32_t)m->id,
+            .u_begin = rank_columns(ranks, m->id, -1 - span->adapter, a->b0.cols),
         };
     }
 }

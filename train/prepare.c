@@ -180,6 +180,9 @@ static int attach(struct trainer *t, struct error *err) {
         .eps = (float)c->adam_epsilon,
         .weight_decay = (float)c->weight_decay,
         .lr_ratio_b = (float)or_default(c->loraplus_lr_ratio, 1),
+        .lr_ratio_embedding = c->loraplus_lr_ratio == CONFIG_UNSET || c->learning_rate == 0
+                                  ? 1
+                                  : (float)(c->loraplus_lr_embedding / c->learning_rate),
         .seed = c->seed,
     };
     step_close(&t->engine);
@@ -212,6 +215,7 @@ static int record_once(struct trainer *t, const struct decoder_limits *limits, c
     double rows = 0;
     for (int i = 0; i < n; i++) rows += buckets[i];
     t->flops_per_token = t->session.device.flops / rows;
+    if (trainer_record_pissa(t, err)) return -1;
     if (t->evaluates && evaluator_record(&t->evaluator, t->lora.number, err)) return -1;
     if (evaluator_record(&t->probe, t->lora.number, err)) return -1;
     return t->generates ? generator_record(&t->session.generator, 1, err) : 0;

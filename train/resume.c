@@ -110,16 +110,36 @@ static int choose(struct trainer *t, char **folder, int64_t *step, struct error 
     return *folder ? 0 : error_memory(err, "a path", strlen(named));
 }
 
+// Files hold PiSSA's two pairs as one.
 static bool same_adapter(const struct adapter *a, const struct adapter *b) {
     if (a->n_modules != b->n_modules || a->rslora != b->rslora || a->dora != b->dora) return false;
     for (int i = 0; i < a->n_modules; i++) {
         const struct adapter_module *x = &a->modules[i], *y = &b->modules[i];
-        if (x->module != y->module || x->r != y->r || x->alpha != y->alpha || x->n_rows != y->n_rows) return false;
+        if (x->module != y->module || x->n_rows != y->n_rows) return false;
+        if (x->r != adapter_file_rank(y) || x->alpha != (y->r ? adapter_file_alpha(b, y->alpha) : y->alpha)) return false;
         for (int p = 0; p < ADAPTER_PARTS; p++)
             if (!x->part[p] != !y->part[p]) return false;
         if (x->n_rows && memcmp(x->row_ids, y->row_ids, (size_t)x->n_rows * sizeof *x->row_ids) != 0) return false;
     }
     return true;
+}
+
+// [A; a0] and [B, -b0] of the file into the pairs they were.
+static void take_pairs(const struct adapter *saved, struct adapter *out) {
+    for (int i = 0; i < out->n_modules; i++) {
+        const struct adapter_module *from = &saved->modules[i], *to = &out->modules[i];
+        size_t a = (size_t)adapter_part_size(to, ADAPTER_A), r = (size_t)to->r;
+        for (int p = 0; p < ADAPTER_PARTS; p++)
+            if (to->part[p] && (p > ADAPTER_B || !to->a0))
+                memcpy(to->part[p], from->part[p], (size_t)adapter_part_size(to, p) * sizeof(float));
+        if (!to->a0) continue;
+        memcpy(to->a, from->a, a * sizeof *to->a);
+        memcpy(to->a0, from->a + a, a * sizeof *to->a);
+        for (size_t k = 0; k < (size_t)to->module->out * r; k++) {
+            const float *row = from->b + k / r * 2 * r;
+            to->b[k] = row[k % r], to->b0[k] = -row[r + k % r];
+        }
+    }
 }
 
 static int read_adapter(struct trainer *t, const char *folder, struct error *err) {
@@ -129,6 +149,11 @@ static int read_adapter(struct trainer *t, const char *folder, struct error *err
         adapter_free(&saved);
         return error_set(err, STATUS_CONFIG, "%s: holds an adapter of another shape than the configuration asks for",
                          folder);
+    }
+    if (t->adapter.pissa) {
+        take_pairs(&saved, &t->adapter);
+        adapter_free(&saved);
+        return lora_upload(&t->lora, err);
     }
     saved.dropout = t->adapter.dropout;
     saved.base_name = t->adapter.base_name;

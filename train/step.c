@@ -3,7 +3,17 @@
 
 #include <stdio.h>
 
-// A gets the learning rate, B that times lr_ratio_b; alike neighbours are one group.
+// The groups of peft.optimizers.create_loraplus_optimizer: A gets the learning rate; B, magnitudes and biases that times
+// lr_ratio_b; LoRA on the embedding its own. As in transformers, biases do not decay.
+static struct param_group group_of(const struct step_options *o, const struct adapter_module *m,
+                                   enum adapter_part part) {
+    bool second = part == ADAPTER_B || part == ADAPTER_MAGNITUDE || part == ADAPTER_BIAS;
+    bool embedding = m->module->form == MODULE_EMBEDDING && m->r > 0;
+    return (struct param_group){.lr_ratio = embedding ? o->lr_ratio_embedding : second ? o->lr_ratio_b : 1,
+                                .weight_decay = part == ADAPTER_BIAS ? 0 : o->weight_decay};
+}
+
+// Alike neighbours are one group.
 static int make_groups(struct step_engine *e, struct error *err) {
     const struct adapter *adapter = e->lora->adapter;
     int n = ADAPTER_PARTS * adapter->n_modules;
@@ -13,14 +23,14 @@ static int make_groups(struct step_engine *e, struct error *err) {
     for (int i = 0; i < n; i++) {
         enum adapter_part part = i % ADAPTER_PARTS;
         int64_t size = adapter_part_size(&adapter->modules[i / ADAPTER_PARTS], part);
-        float ratio = part == ADAPTER_B ? e->options.lr_ratio_b : 1.0f;
+        struct param_group group = group_of(&e->options, &adapter->modules[i / ADAPTER_PARTS], part);
         struct param_group *last = e->n_groups ? &e->groups[e->n_groups - 1] : NULL;
         if (size == 0) continue;
-        if (last && last->lr_ratio == ratio)
-            last->end += size;
+        group.begin = at, group.end = at += size;
+        if (last && last->lr_ratio == group.lr_ratio && last->weight_decay == group.weight_decay)
+            last->end = at;
         else
-            e->groups[e->n_groups++] = (struct param_group){at, at + size, ratio, e->options.weight_decay};
-        at += size;
+            e->groups[e->n_groups++] = group;
     }
     return 0;
 }

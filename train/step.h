@@ -11,7 +11,8 @@ struct step_options {
     double max_grad_norm; // 0 = off
     float beta1, beta2, eps;
     float weight_decay;
-    float lr_ratio_b; // LoRA+: learning rate of B over that of A
+    // LoRA+: learning rates of B, and of an adapter on the embedding, over that of A
+    float lr_ratio_b, lr_ratio_embedding;
     uint64_t seed;
 };
 

@@ -245,6 +245,7 @@ static int start(struct trainer *t, struct error *err) {
     t->evaluator.between = t->probe.between = t->session.generator.between = between_pieces;
     t->evaluator.context = t->probe.context = t->session.generator.context = t;
     if (t->options.resume && trainer_resume(t, err)) return -1;
+    if (t->state.step == 0 && trainer_start_pissa(t, err)) return -1;
     if (runlog_open(t->config->output_dir, t->state.log_bytes, t->state.step, t->config->use_tensorboard, &t->log, err))
         return -1;
     announce(t);
