@@ -90,6 +90,8 @@ int adapter_add_bare(struct adapter *adapter, const struct module *module, struc
                      struct error *err);
 // Room for a0 and b0 of the module that was added last, which is a plain linear; at most half of ADAPTER_MAX_RANK.
 int adapter_add_initial(struct adapter *adapter, struct adapter_module *m, struct error *err);
+// The numbers of an adapter that was read, [A; a0] and [B, -b0] as the pairs they were; `out` has the same modules.
+void adapter_take_pairs(struct adapter *out, const struct adapter *saved);
 // Has the base a bias on every part of the module? (A fused one with some of them cannot be replaced.)
 bool adapter_has_bias(const struct module *module);
 // Rows of the embedding that are trained in place of the base's, zeroed.

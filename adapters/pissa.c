@@ -37,7 +37,7 @@ static int64_t block_of(const struct adapter_module *m, int iterations) {
 
 // --- products on the device
 
-// y = x W^T (x: vectors of the inputs, y: of the outputs), or, `back`, x = y W. `x`, `y` NULL while recording.
+// y = x W^T (x: vectors of the inputs, y: of the outputs), or, `back`, x = y W.
 static int multiply(struct lora *lora, const struct module *module, int64_t k, bool back, float *x, float *y,
                     struct error *err) {
     struct device *device = lora->decoder->device;
@@ -49,7 +49,7 @@ static int multiply(struct lora *lora, const struct module *module, int64_t k, b
     if (device_tensor(device, PLAN_ACTIVATION, DTYPE_F32, k, module->in, &in, err) ||
         device_tensor(device, PLAN_ACTIVATION, DTYPE_F32, k, module->out, &out, err))
         return -1;
-    if (x && device_write(device, back ? out : in, back ? y : x, (size_t)(k * (back ? out.cols : in.cols)) * 4, err))
+    if (device_write(device, back ? out : in, back ? y : x, (size_t)(k * (back ? out.cols : in.cols)) * 4, err))
         return -1;
     for (int i = 0; i < module->n_parts; i++) {
         const struct module_part *part = &module->parts[i];
@@ -59,17 +59,17 @@ static int multiply(struct lora *lora, const struct module *module, int64_t k, b
         if (back) call.grad_in[0] = in, call.grad_out[0] = columns, call.acc[0] = i > 0;
         if (back ? device_backward(device, &call, err) : device_forward(device, &call, err)) return -1;
     }
-    if (x && device_read(device, back ? x : y, back ? in : out, (size_t)(k * (back ? in.cols : out.cols)) * 4, err))
+    if (device_read(device, back ? x : y, back ? in : out, (size_t)(k * (back ? in.cols : out.cols)) * 4, err))
         return -1;
     return plan_end(device->plan, err);
 }
 
 // Modules of one shape share the programs of the first.
-static bool shape_seen(const struct adapter *adapter, int index) {
+static bool shape_seen(const struct adapter *adapter, int index, int iterations) {
     const struct adapter_module *m = &adapter->modules[index];
     for (int i = 0; i < index; i++) {
         const struct adapter_module *o = &adapter->modules[i];
-        if (o->a0 && o->r == m->r && o->module->in == m->module->in && o->module->out == m->module->out &&
+        if (o->a0 && block_of(o, iterations) == block_of(m, iterations) && o->module->in == m->module->in && o->module->out == m->module->out &&
             o->module->n_parts == m->module->n_parts) {
             return true;
         }
@@ -80,10 +80,15 @@ static bool shape_seen(const struct adapter *adapter, int index) {
 int pissa_record(struct lora *lora, int iterations, struct error *err) {
     for (int i = 0; i < lora->adapter->n_modules; i++) {
         const struct adapter_module *m = &lora->adapter->modules[i];
-        if (!m->a0 || shape_seen(lora->adapter, i)) continue;
+        if (!m->a0 || shape_seen(lora->adapter, i, iterations)) continue;
         int64_t k = block_of(m, iterations);
-        if (multiply(lora, m->module, k, false, NULL, NULL, err) || multiply(lora, m->module, k, true, NULL, NULL, err))
-            return -1;
+        size_t in = (size_t)(k * m->module->in), out = (size_t)(k * m->module->out);
+        float *x = mem_zalloc(in + out, sizeof *x); // a recording reads zeros
+        int failed = !x ? error_memory(err, "the start of PiSSA", (in + out) * sizeof *x)
+                        : multiply(lora, m->module, k, false, x, x + in, err) ||
+                              multiply(lora, m->module, k, true, x, x + in, err);
+        mem_free(x);
+        if (failed) return -1;
     }
     return 0;
 }

@@ -28,6 +28,7 @@ struct parity_setup {
     const char *adapter; // another one than the folder's: its gradients have no names to compare; NULL
     int threads;
     bool late, checkpoint;
+    bool pissa; // the folder's adapter is two pairs in one, of which the first is trained
     enum dtype dtype;
 };
 
@@ -125,6 +126,8 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
 // The gradients, written as an adapter: then every one has the name and the shape that PEFT gives it.
 static inline int parity_gradients(struct parity_run *r, const char *scratch, struct parity *out, struct error *err) {
     if (lora_read(&r->lora, r->lora.grads, &r->adapter, err)) return -1;
+    r->adapter.pissa = false; // only what is trained has gradients
+    for (int i = 0; i < r->adapter.n_modules; i++) r->adapter.modules[i].a0 = r->adapter.modules[i].b0 = NULL;
     char path[600];
     struct safetensors got;
     snprintf(path, sizeof path, "%s/adapter_model.safetensors", scratch);
@@ -170,6 +173,23 @@ static inline void parity_close(struct parity_run *r) {
     pool_free(&r->pool);
 }
 
+// The adapter as PiSSA trains it.
+static inline int parity_split(struct parity_run *r, struct error *err) {
+    struct adapter saved = r->adapter, *a = &r->adapter;
+    *a = (struct adapter){0};
+    int status = adapter_begin(&r->model, saved.n_modules, a, err);
+    a->pissa = true, a->rslora = saved.rslora, a->r = saved.r / 2;
+    a->alpha = saved.alpha / adapter_file_alpha(a, 1);
+    for (int i = 0; i < saved.n_modules && status == 0; i++) {
+        const struct adapter_module *m = &saved.modules[i];
+        status = adapter_add(a, m->module, m->r / 2, m->alpha / adapter_file_alpha(a, 1), err) ||
+                 adapter_add_initial(a, &a->modules[i], err);
+    }
+    if (status == 0) adapter_take_pairs(a, &saved);
+    adapter_free(&saved);
+    return status;
+}
+
 static inline int parity_compute(struct parity_run *r, const char *folder, const char *scratch,
                                  const struct parity_setup *s, struct parity *out, struct error *err) {
     char path[600];
@@ -180,6 +200,7 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     if (model_open(path, NULL, &r->model, err)) return -1;
     snprintf(path, sizeof path, "%s%s", s->adapter ? s->adapter : folder, s->adapter ? "" : "/adapter");
     if (adapter_read(path, &r->model, &r->adapter, err) || parity_batch(r, err)) return -1;
+    if (s->pissa && parity_split(r, err)) return -1;
     const char *positions = safetensors_metadata(&r->expected, "positions", &length);
     r->limits = (struct decoder_limits){
         .max_rows = r->batch.rows, .max_seqs = PARITY_ROWS, .max_positions = positions ? atoi(positions) : 64};

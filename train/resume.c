@@ -124,24 +124,6 @@ static bool same_adapter(const struct adapter *a, const struct adapter *b) {
     return true;
 }
 
-// [A; a0] and [B, -b0] of the file into the pairs they were.
-static void take_pairs(const struct adapter *saved, struct adapter *out) {
-    for (int i = 0; i < out->n_modules; i++) {
-        const struct adapter_module *from = &saved->modules[i], *to = &out->modules[i];
-        size_t a = (size_t)adapter_part_size(to, ADAPTER_A), r = (size_t)to->r;
-        for (int p = 0; p < ADAPTER_PARTS; p++)
-            if (to->part[p] && (p > ADAPTER_B || !to->a0))
-                memcpy(to->part[p], from->part[p], (size_t)adapter_part_size(to, p) * sizeof(float));
-        if (!to->a0) continue;
-        memcpy(to->a, from->a, a * sizeof *to->a);
-        memcpy(to->a0, from->a + a, a * sizeof *to->a);
-        for (size_t k = 0; k < (size_t)to->module->out * r; k++) {
-            const float *row = from->b + k / r * 2 * r;
-            to->b[k] = row[k % r], to->b0[k] = -row[r + k % r];
-        }
-    }
-}
-
 static int read_adapter(struct trainer *t, const char *folder, struct error *err) {
     struct adapter saved;
     if (peft_read(folder, &t->session.model, &saved, err)) return -1;
@@ -151,7 +133,7 @@ static int read_adapter(struct trainer *t, const char *folder, struct error *err
                          folder);
     }
     if (t->adapter.pissa) {
-        take_pairs(&saved, &t->adapter);
+        adapter_take_pairs(&t->adapter, &saved);
         adapter_free(&saved);
         return lora_upload(&t->lora, err);
     }

@@ -281,6 +281,8 @@ CASES.update({
                   {"drop": ["head_dim"], "lora": {"trainable_token_indices": [17, 4, 90]}}),
     "lora-rows-tied": ("llama", variant(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"],
                        {"lora": {"trainable_token_indices": {"embed_tokens": [17, 4, 90]}}}),
+    "lora-pissa": ("llama", variant(num_hidden_layers=1, attention_bias=True), ["q_proj", "o_proj", "down_proj"],
+                   {"lora": {"init_lora_weights": "pissa", "rank_pattern": {"o_proj": 2}}}),
 })
 
 # The committed fixtures have these as a GGUF, too: every architecture of model/families.c once.
@@ -411,12 +413,17 @@ def attach(model, targets, options, seed):
     config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, lora_dropout=0.0, target_modules=targets or None,
                         target_parameters=options.get("parameters"), **options.get("lora", {}))
     model = get_peft_model(model, config)
+    if config.init_lora_weights == "pissa":  # saved below as PEFT converts it: to an ordinary LoRA of twice the rank
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(options["initial"])
     generator = torch.Generator().manual_seed(seed + 2)
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         with torch.no_grad():
-            if "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
+            if config.init_lora_weights is True and options.get("initial"):
+                p.add_(torch.empty(p.shape, dtype=torch.float64).uniform_(-0.1, 0.1, generator=generator).to(p.dtype))
+            elif "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
                 p.copy_(torch.empty(p.shape, dtype=torch.float64).uniform_(-0.3, 0.3, generator=generator).to(p.dtype))
             elif "lora_magnitude" in name:
                 p.mul_(torch.empty(p.shape, dtype=torch.float64).uniform_(0.8, 1.25, generator=generator).to(p.dtype))
@@ -461,8 +468,13 @@ def make(name, out, seed):
     model = kind.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
     if source != folder:
         shutil.rmtree(source)
+    if options.get("lora", {}).get("init_lora_weights") == "pissa":
+        options["initial"] = folder + ".initial/pissa_init"
     model = attach(model, targets, options, seed)
-    model.save_pretrained(os.path.join(folder, "adapter"))
+    conversion = {"path_initial_model_for_weight_conversion": options["initial"]} if "initial" in options else {}
+    model.save_pretrained(os.path.join(folder, "adapter"), **conversion)
+    if conversion:
+        shutil.rmtree(folder + ".initial")
     for extra in ("README.md",):
         path = os.path.join(folder, "adapter", extra)
         if os.path.exists(path):
