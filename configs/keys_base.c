@@ -3,6 +3,13 @@
 
 #define MEMBER(name) offsetof(struct run_config, name)
 
+static const struct key_choice as_the_base[] = {
+    {"auto", CONFIG_AUTO, KEY_WORKS, NULL},
+    {"true", CONFIG_TRUE, KEY_WORKS, NULL},
+    {"false", CONFIG_FALSE, KEY_WORKS, NULL},
+    {0},
+};
+
 const struct config_key keys_base[] = {
     STRING(base_model, "", "The base: a GGUF file (or model folder) whose weights stay frozen. Required."),
     STRING(base_model_hf, "",
@@ -13,8 +20,20 @@ const struct config_key keys_base[] = {
     NO_EFFECT("cls_model_config", KEY_STRING, "", "Class name of the model description."),
     STRING(revision_of_model, "", "Branch, tag or commit of a base that is named as on its hub; `main` when not given.",
            .aliases = "model_revision"),
-    NOT_YET("model_config", KEY_DICT, "", "Values that replace ones of the model description.",
-            .aliases = "overrides_of_model_config"),
+    {.name = "model_config",
+     .type = KEY_GROUP,
+     .offset = KEY_NO_MEMBER,
+     .fallback = "",
+     .aliases = "overrides_of_model_config",
+     .help = "Values that replace ones of the model description. In this version those of the routers' loss."},
+    ENUM(model_config.output_router_logits, as_the_base, "auto",
+         "Adds the load-balancing loss of a mixture of experts, weighed by router_aux_loss_coef; log.jsonl has it as "
+         "`aux_loss`. `auto`: as the base's config.json says."),
+    FLOAT(model_config.router_aux_loss_coef, "", 0, 1000,
+          "Weight of the load-balancing loss. Empty: as the base's config.json says; a GGUF does not say it."),
+    NOT_YET("model_config.rope_scaling", KEY_ANY, "", "Another stretching of positions."),
+    NOT_YET("model_config.rope_parameters", KEY_ANY, "", "Another stretching of positions."),
+    NOT_YET("model_config.sliding_window", KEY_ANY, "", "Another window of attention."),
     NOT_YET("model_kwargs", KEY_DICT, "", "Loader arguments that replace the model's.",
             .aliases = "overrides_of_model_kwargs"),
     NO_EFFECT("tokenizer_type", KEY_STRING, "", "Class name of the tokenizer; its kind is read from the base."),

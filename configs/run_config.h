@@ -101,6 +101,10 @@ struct run_config {
     bool load_in_4bit, load_in_8bit;
     enum config_4bit bnb_4bit_quant_type;
     bool bnb_4bit_use_double_quant;
+    struct {
+        enum config_auto output_router_logits; // AUTO: as the base's config.json says
+        double router_aux_loss_coef;           // CONFIG_UNSET: as that says
+    } model_config;
     bool base_must_be_quantised; // `adapter: qlora` without load_in_4bit: an unquantised base is an error
 
     // --- adapter

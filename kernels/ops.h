@@ -30,6 +30,8 @@ enum op {
     OP_MOE_ROUTE,    // in: logits (T,E); out: weights (T,k) f32, map (S,2) i32, offsets (E+1,1) i32. map row s = {pair
                   // that stands at s, place of pair s}, pair = token * k + choice; the rows of expert e are offsets[e]
                   // .. offsets[e + 1]
+    OP_MOE_BALANCE, // in: logits (T,E), lengths (T,1) i32; out: the same logits, in place. Stores into a row of p.balance.sums
+                   // what the load-balancing loss needs of this layer; backward adds that loss's gradient
     OP_MOE_GATHER, // in: x (T,D), weights (T,k) f32 or none, map (S,2), keys (T,2) u32; out: rows of x by map (S,D)
                    // [times their weight], keys (S,2) u32
     OP_MOE_LINEAR_GROUP, // in: x (S,D), offsets (E+1,1) i32, keys (S,2) u32; out: y_i (S,N_i); saved: u (S, sum of
@@ -117,6 +119,16 @@ struct moe_route {
     const struct weight *bias; // (1, E), added for choosing only; NULL = none
 };
 
+// The load-balancing loss of Switch Transformers (arXiv 2101.03961), as transformers' load_balancing_loss_func: with N =
+// tokens of all layers together, f_e = times e was among a token's `used` largest / N, P_e = sum of softmax(z)_e / N:
+// loss = E sum f_e P_e. f is held constant. The loss is weighed by `weight` x scalars.denominator / micro_batches, so
+// that a step's gradient is that of weight x the mean of its micro-batches' losses.
+struct moe_balance {
+    struct tensor sums; // (L, 2E) f32, a row per layer with experts: {times chosen} E, {sum of probabilities} E
+    int row, used;
+    float weight;
+};
+
 // Device block, read by kernels so that a captured step never changes. One f64/u64 struct, written by the host once a
 // step.
 struct step_scalars {
@@ -131,7 +143,7 @@ struct step_scalars {
     double weight_sum;    // added to by OP_TOKEN_LOGPROB: sum of weights
     uint64_t seed;        // of dropout and noise
     uint32_t random_step; // the step in random keys
-    uint32_t reserved;
+    uint32_t micro_batches; // of this step; 0 stands for 1
 };
 
 // A range of the flat parameter vector with its own hyper-parameters.
@@ -180,6 +192,7 @@ union op_params {
         int heads, nope, v_dim; // Kn, Kv
     } mla;
     struct moe_route moe; // OP_MOE_ROUTE
+    struct moe_balance balance;
     struct {
         int used; // k
     } moe_rows;   // OP_MOE_GATHER, OP_MOE_COMBINE

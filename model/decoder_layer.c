@@ -360,6 +360,19 @@ static int shared_expert(struct build *b, int l, int x, int *out) {
     return 0;
 }
 
+// The load-balancing loss looks at the logits on their way.
+static int balance(struct build *b, int l, int *logits) {
+    const struct arch *a = &b->d->model->arch;
+    int out[OP_MAX_OUT];
+    if (!b->pass->gradients || b->pass->balance == 0) return 0;
+    union op_params p = {
+        .balance = {.sums = b->d->balance, .used = a->moe.route.used, .weight = b->pass->balance}};
+    for (int i = 0; i < l; i++) p.balance.row += a->layer[i].moe;
+    if (record(b, OP_MOE_BALANCE, (int[]){*logits, b->lengths}, 2, &p, out)) return -1;
+    *logits = out[0];
+    return 0;
+}
+
 // Rows go to the experts they chose, sorted by expert, and come back as a weighted sum.
 static int mixture(struct build *b, int l, int x, int *out) {
     static const enum linear_kind both[] = {LINEAR_EXPERT_GATE, LINEAR_EXPERT_UP}, down[] = {LINEAR_EXPERT_DOWN};
@@ -368,7 +381,10 @@ static int mixture(struct build *b, int l, int x, int *out) {
     int logits, r[OP_MAX_OUT], g[OP_MAX_OUT], two[OP_MAX_OUT], h[OP_MAX_OUT], y[OP_MAX_OUT];
     union op_params p = {.moe = m->route};
     p.moe.bias = b->d->model->layer[l].router_bias;
-    if (linear(b, l, LINEAR_ROUTER, x, &logits) || record(b, OP_MOE_ROUTE, &logits, 1, &p, r)) return -1;
+    if (linear(b, l, LINEAR_ROUTER, x, &logits) || balance(b, l, &logits) ||
+        record(b, OP_MOE_ROUTE, &logits, 1, &p, r)) {
+        return -1;
+    }
     int weights = r[0], map = r[1], offsets = r[2];
     p = (union op_params){.moe_rows = {.used = m->route.used}};
     if (record(b, OP_MOE_GATHER, (int[]){x, m->scale_input ? weights : -1, map, b->keys}, 4, &p, g)) return -1;

@@ -115,6 +115,7 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
     if (plan_end(plan, err)) return -1;
     if (logits && device_write(&r->device, r->decoder.scalars, scalars, sizeof *scalars, err)) return -1;
     pass.gradients = true, pass.checkpoint = s->checkpoint;
+    if (r->limits.balance) pass.balance = r->model.arch.moe.balance_weight;
     if (plan_begin(plan, "train", err) || device_fill(&r->device, r->lora.grads, 0, err) ||
         decoder_score(&r->decoder, &pass, rows, r->batch.max_seqs, NULL, err) || tape_backward(r->decoder.tape, err) ||
         plan_end(plan, err)) {
@@ -204,6 +205,7 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     const char *positions = safetensors_metadata(&r->expected, "positions", &length);
     r->limits = (struct decoder_limits){
         .max_rows = r->batch.rows, .max_seqs = PARITY_ROWS, .max_positions = positions ? atoi(positions) : 64};
+    r->limits.balance = safetensors_find(&r->expected, "aux_loss") != NULL;
     if (device_open_recording(&r->device, s->threads, err)) return -1;
     backend_set_weights(r->device.backend, r->model.weights, r->model.n_weights, r->model.n_segments);
     struct step_scalars scalars = {.denominator = r->weight};
@@ -230,6 +232,12 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     double loss = (double)parity_float(safetensors_find(&r->expected, "loss"), 0);
     out->logits = most / largest;
     out->loss = fabs(scalars.loss_sum / r->weight - loss) / loss;
+    double aux = 0;
+    if (r->limits.balance) {
+        double want = (double)parity_float(safetensors_find(&r->expected, "aux_loss"), 0);
+        if (decoder_balance(&r->decoder, &aux, err)) return -1;
+        out->loss = fmax(out->loss, fabs(aux - want) / want);
+    }
     return s->adapter ? 0 : parity_gradients(r, scratch, out, err);
 }
 

@@ -53,6 +53,7 @@ static int program(struct step_engine *e, int32_t rows, int32_t max_seqs, struct
                         .training = true,
                         .neftune_alpha = e->options.neftune_alpha,
                         .checkpoint = e->options.checkpoint,
+                        .balance = e->options.balance,
                         .n_spans = 1,
                         .spans = {{0, rows, e->lora->number}}};
     bool summed = e->lora->sum.buffer != e->lora->grads.buffer;
@@ -103,19 +104,27 @@ int step_record(struct step_engine *e, const int32_t *buckets, int n_buckets, in
     return update(e, err);
 }
 
-int step_begin(struct step_engine *e, int64_t step, double lr, double weight, struct error *err) {
+int step_begin(struct step_engine *e, int64_t step, int64_t micro_batches, double lr, double weight,
+               struct error *err) {
+    e->aux_sum = 0, e->micro_batches = micro_batches;
     struct step_scalars scalars = {.lr = lr,
                                    .step = (double)(step + 1),
                                    .denominator = weight,
                                    .max_grad_norm = e->options.max_grad_norm,
                                    .seed = e->options.seed,
-                                   .random_step = (uint32_t)step};
+                                   .random_step = (uint32_t)step,
+                                   .micro_batches = (uint32_t)micro_batches};
     if (device_write(&e->session->device, e->session->decoder.scalars, &scalars, sizeof scalars, err)) return -1;
     return clear(e, err);
 }
 
 int step_micro(struct step_engine *e, const struct batch *batch, struct error *err) {
-    return decoder_load(&e->session->decoder, batch, err) || program(e, batch->rows, batch->max_seqs, err) ? -1 : 0;
+    struct decoder *d = &e->session->decoder;
+    double aux = 0;
+    if (decoder_load(d, batch, err) || program(e, batch->rows, batch->max_seqs, err)) return -1;
+    if (e->options.balance > 0 && decoder_balance(d, &aux, err)) return -1;
+    e->aux_sum += aux;
+    return 0;
 }
 
 int step_end(struct step_engine *e, struct step_result *result, struct error *err) {
@@ -123,6 +132,7 @@ int step_end(struct step_engine *e, struct step_result *result, struct error *er
     if (update(e, err) || lora_refresh(e->lora, err)) return -1;
     if (device_read(&e->session->device, &s, e->session->decoder.scalars, sizeof s, err)) return -1;
     *result = (struct step_result){.loss = s.weight_sum > 0 ? s.loss_sum / s.weight_sum : 0,
+                                   .aux_loss = e->aux_sum / (double)e->micro_batches,
                                    .weight = s.weight_sum,
                                    .grad_norm = s.grad_norm,
                                    .nonfinite = s.nonfinite != 0};

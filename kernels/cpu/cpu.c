@@ -196,6 +196,7 @@ static const struct kernel cpu_kernels[OP_COUNT] = {
     [OP_GATE] = {BOTH(gate), .workspace_bytes = no_workspace},
     [OP_MLA_KEYS] = {BOTH(mla_keys), .workspace_bytes = no_workspace},
     [OP_MOE_ROUTE] = {BOTH(moe_route), .workspace_bytes = cpu_moe_route_workspace},
+    [OP_MOE_BALANCE] = {BOTH(moe_balance), .workspace_bytes = cpu_moe_balance_workspace},
     [OP_MOE_GATHER] = {BOTH(moe_gather), .workspace_bytes = no_workspace},
     [OP_MOE_LINEAR_GROUP] = {BOTH(moe_linear_group), .workspace_bytes = cpu_moe_linear_group_workspace},
     [OP_MOE_COMBINE] = {BOTH(moe_combine), .workspace_bytes = no_workspace},

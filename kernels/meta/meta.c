@@ -34,6 +34,7 @@ static const struct kernel meta_kernels[OP_COUNT] = {
     [OP_GATE] = META(no_workspace),
     [OP_MLA_KEYS] = META(no_workspace),
     [OP_MOE_ROUTE] = META(cpu_moe_route_workspace),
+    [OP_MOE_BALANCE] = META(cpu_moe_balance_workspace),
     [OP_MOE_GATHER] = META(no_workspace),
     [OP_MOE_LINEAR_GROUP] = META(cpu_moe_linear_group_workspace),
     [OP_MOE_COMBINE] = META(no_workspace),
