@@ -17,8 +17,8 @@ struct peft_tensor {
 // Of a module with these parts (bits 1 << enum adapter_part): one each, A and B for each expert where these are modules
 // of their own.
 int peft_tensor_count(const struct adapter_module *m, unsigned parts);
-// The index-th tensor; of `m` only module, r, n_rows and whether it has a0 are read. `sibling`: a later parameter of the same module has
-// an adapter, too, so that PEFT's names are nested. False when out of memory.
+// The index-th tensor; of `m` only module, r, n_rows and whether it has a0 are read. `sibling`: a later parameter of
+// the same module has an adapter, too, so that PEFT's names are nested. False when out of memory.
 bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned parts, bool sibling, int index,
                     struct peft_tensor *out);
 unsigned peft_parts(const struct adapter_module *m); // those that are there

@@ -69,8 +69,8 @@ static bool shape_seen(const struct adapter *adapter, int index, int iterations)
     const struct adapter_module *m = &adapter->modules[index];
     for (int i = 0; i < index; i++) {
         const struct adapter_module *o = &adapter->modules[i];
-        if (o->a0 && block_of(o, iterations) == block_of(m, iterations) && o->module->in == m->module->in && o->module->out == m->module->out &&
-            o->module->n_parts == m->module->n_parts) {
+        if (o->a0 && block_of(o, iterations) == block_of(m, iterations) && o->module->in == m->module->in &&
+            o->module->out == m->module->out && o->module->n_parts == m->module->n_parts) {
             return true;
         }
     }
@@ -131,7 +131,8 @@ static void orthonormalise(float *x, double *lower, int64_t k, int64_t n) {
     }
 }
 
-// One-sided Jacobi: m (k, k) = u diag(s) v^T with s descending; u and v hold their vectors as columns. m is overwritten.
+// One-sided Jacobi: m (k, k) = u diag(s) v^T with s descending; u and v hold their vectors as columns. m is
+// overwritten.
 static void small_svd(double *m, double *u, double *v, double *s, int64_t k) {
     for (int64_t i = 0; i < k * k; i++) v[i] = i % (k + 1) == 0;
     bool turned = true;
@@ -188,8 +189,8 @@ struct svd {
     struct lora *lora;
     const struct adapter_module *m;
     int64_t k, in, out;
-    float *x, *y;             // (k, in), (k, out): the block on either side
-    float *left, *right;      // (k, out), (k, in): singular vectors
+    float *x, *y;              // (k, in), (k, out): the block on either side
+    float *left, *right;       // (k, out), (k, in): singular vectors
     double *lower, *u, *v, *s; // (k, k) three times, (k)
 };
 

@@ -11,8 +11,8 @@ enum { PISSA_CONVERGED = -1 };
 int pissa_check(const struct module *module, struct error *err);
 // Puts the products with W into the plan.
 int pissa_record(struct lora *lora, int iterations, struct error *err);
-// Fills A, B, a0 and b0 of all modules in host memory; lora_upload is the caller's. `iterations`: PISSA_CONVERGED, until
-// the singular values and vectors are right to fp32's accuracy (79 where they do not become so), or as many power
+// Fills A, B, a0 and b0 of all modules in host memory; lora_upload is the caller's. `iterations`: PISSA_CONVERGED,
+// until the singular values and vectors are right to fp32's accuracy (79 where they do not become so), or as many power
 // iterations of a random block of r vectors as svd_lowrank's niter. The same bits on any number of threads. `between`:
 // called after each module; may be NULL.
 int pissa_start(struct lora *lora, int iterations, uint64_t seed,

@@ -186,10 +186,10 @@ const struct config_key keys_adapter[] = {
           .high = 4095),
     NOT_YET("peft_layers_pattern", KEY_STRINGS, "", "Name of the list of layers in an unusual model."),
     BOOL(peft_use_rslora, "", "Scale by alpha / sqrt(r) instead of alpha / r."),
-    BOOL(
-        peft_use_dora, "",
-        "Train magnitude and direction apart (DoRA), on the linears of layers. In this version with `lora_dropout: 0`; "
-        "llama.cpp's adapter file cannot hold it."),
+    BOOL(peft_use_dora, "",
+         "Train magnitude and direction apart (DoRA), on the linears of layers. With `lora_dropout` the base is "
+         "multiplied "
+         "twice. llama.cpp's adapter file cannot hold it."),
     ENUM(peft_bias, biases, "none", "Biases that are trained: `lora_only`, those of adapted linears that have one."),
     ENUM(peft_init_lora_weights, inits, "true",
          "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "

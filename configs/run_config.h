@@ -165,9 +165,9 @@ struct run_config {
     double warmup_ratio;  // CONFIG_UNSET or a part of all steps
     enum config_optimizer optimizer;
     double adam_beta1, adam_beta2, adam_epsilon, weight_decay;
-    double max_grad_norm;       // 0 = no clipping
-    double neftune_noise_alpha; // CONFIG_UNSET = off
-    double loraplus_lr_ratio;   // learning rate of B over that of A; CONFIG_UNSET = 1
+    double max_grad_norm;         // 0 = no clipping
+    double neftune_noise_alpha;   // CONFIG_UNSET = off
+    double loraplus_lr_ratio;     // learning rate of B over that of A; CONFIG_UNSET = 1
     double loraplus_lr_embedding; // peak of embedding adapters, with loraplus_lr_ratio
     enum config_auto gradient_checkpointing;
     enum config_precision precision; // resolved from bf16, fp16, bfloat16, float16, float32

@@ -157,6 +157,14 @@ const struct op_info op_table[OP_COUNT] = {
                     .cheap = true,
                     .grad_takes_out = NEVER,
                     .recorded = true},
+    [OP_DROPOUT] = {.name = "dropout",
+                    .n_in = 2,
+                    .n_out = 2,
+                    .needs_in = 2, // the mask is made again from the keys
+                    .differentiable = 1,
+                    .cheap = true,
+                    .grad_takes_out = NEVER,
+                    .recorded = true},
     [OP_ROW_NORMS] = {.name = "row_norms", .n_in = 1, .n_out = 1, .optional_in = 1, .grad_takes_out = NEVER},
     [OP_LOGITS] = {.name = "logits", .n_in = 1, .n_out = 1, .grad_takes_out = NEVER},
     [OP_KV_WRITE] = {.name = "kv_write", .n_in = 3, .n_out = 2, .grad_takes_out = NEVER},
@@ -379,6 +387,17 @@ static int check_columns(const struct check *c) {
     }
     if (call->p.columns.bias && want_weight(c, "the bias", call->p.columns.bias, 1, n)) return -1;
     return tensor_present(bias) ? check_trained(c, "own bias", bias, &call->p.columns.dbias, 1, n) : 0;
+}
+
+static int check_dropout(const struct check *c) {
+    const struct op_call *call = c->call;
+    int64_t t = call->in[0].rows, d = call->in[0].cols;
+    if (!(call->p.dropout.p > 0 && call->p.dropout.p < 1)) return param_error(c, "dropout outside (0, 1)");
+    return want_in(c, 0, WANT_ACT, ANY, ANY) || want_in(c, 1, WANT_U32, t, 2) ||
+                   want_out(c, 0, WANT_ACT, t, d, &call->in[0]) || want_out(c, 1, WANT_ACT, t, d, &call->in[0]) ||
+                   want_scalars(c)
+               ? -1
+               : 0;
 }
 
 static int check_row_norms(const struct check *c) {
@@ -604,6 +623,7 @@ int op_check(const struct op_call *call, struct error *err) {
     case OP_ACT: status = check_act(&c); break;
     case OP_GATE: status = check_gate(&c); break;
     case OP_COLUMNS: status = check_columns(&c); break;
+    case OP_DROPOUT: status = check_dropout(&c); break;
     case OP_ROW_NORMS: status = check_row_norms(&c); break;
     case OP_MLA_KEYS: status = check_mla_keys(&c); break;
     case OP_MOE_ROUTE: status = check_moe_route(&c); break;
@@ -676,6 +696,7 @@ double op_flops(const struct op_call *call, bool backward) {
     case OP_ACT: return (backward ? 10 : 5) * n;
     case OP_GATE: return (backward ? 4 : 1) * n;
     case OP_COLUMNS: return (backward ? 4 : 2) * n;
+    case OP_DROPOUT: return 2 * n;
     case OP_ROW_NORMS: {
         double rows = (double)call->p.row_norms.w->rows, cols = (double)call->p.row_norms.w->cols;
         return 2 * rows * cols * (tensor_present(&call->in[0]) ? (double)call->p.row_norms.a.rows : 1);

@@ -7,7 +7,7 @@ struct build {
     struct decoder *d;
     const struct pass *pass;
     int32_t max_seqs;
-    bool cached;                          // attention over the KV cache
+    bool cached;                                   // attention over the KV cache
     int keys, positions, seqs, slot_rows, lengths; // tape values
     int rope[ARCH_MAX_ROPES];
     int s, y; // residual stream and its norm

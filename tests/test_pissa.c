@@ -105,8 +105,8 @@ static double *decoded(struct pool *pool, const struct module *m) {
     return w;
 }
 
-// The distance of W - scale b0 a0 from W, in the squared Frobenius norm, and the least there is: sums of s^2 by Jacobi's
-// method on the Gram matrix of the inputs.
+// The distance of W - scale b0 a0 from W, in the squared Frobenius norm, and the least there is: sums of s^2 by
+// Jacobi's method on the Gram matrix of the inputs.
 static double least_rest(const double *w, int64_t out, int64_t in, int r, struct pool *pool) {
     double *g = pool_array(pool, (uint64_t)(in * in), sizeof *g), rest = 0;
     if (!g) return NAN;
@@ -166,7 +166,8 @@ TEST(what_is_left) {
             double all = 0, off = 0, least = least_rest(w, m->module->out, m->module->in, m->r, &pool);
             double scale = (double)adapter_scale(&s.adapter, m), rest = rest_of(w, &s.adapter, m);
             for (int64_t k = 0; k < m->module->out * m->module->in; k++) {
-                double b = scale * product(m->b0, m->r, m->a0, m->module->in, m->r, k / m->module->in, k % m->module->in);
+                double b =
+                    scale * product(m->b0, m->r, m->a0, m->module->in, m->r, k / m->module->in, k % m->module->in);
                 all += w[k] * w[k], off += b * b;
             }
             CHECK_MSG(fabs(all - off - rest) <= 1e-5 * all, "%s, %d: no projection", m->module->hf_name, iterations[t]);
@@ -189,7 +190,8 @@ TEST(same_bits_on_any_threads) {
     for (size_t t = 0; t < COUNT_OF(iterations); t++) {
         struct start one = {0}, other = {0}, third = {0};
         struct error err = {0};
-        CHECK(compute(&one, iterations[t], 3, 1, false, &err) == 0 && compute(&other, iterations[t], 3, 3, false, &err) == 0);
+        CHECK(compute(&one, iterations[t], 3, 1, false, &err) == 0 &&
+              compute(&other, iterations[t], 3, 3, false, &err) == 0);
         CHECK(compute(&third, iterations[t], 3, 2, true, &err) == 0);
         for (int i = 0; i < one.adapter.n_modules && !err.code; i++) {
             const struct adapter_module *m = &one.adapter.modules[i];

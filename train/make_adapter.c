@@ -286,8 +286,6 @@ int trainer_start_pissa(struct trainer *t, struct error *err) {
 static int check_dropout(const struct adapter *adapter, struct error *err) {
     for (int i = 0; i < adapter->n_modules && adapter->dropout > 0; i++) {
         const struct module *m = adapter->modules[i].module;
-        if (adapter->modules[i].magnitude)
-            return error_set(err, STATUS_CONFIG, "lora_dropout must be 0 with DoRA in this version (%s)", m->hf_name);
         if (m->form == MODULE_PARAMETER)
             return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: the adapter on the parameter %s knows none",
                              m->hf_name);

@@ -116,7 +116,8 @@ static bool same_adapter(const struct adapter *a, const struct adapter *b) {
     for (int i = 0; i < a->n_modules; i++) {
         const struct adapter_module *x = &a->modules[i], *y = &b->modules[i];
         if (x->module != y->module || x->n_rows != y->n_rows) return false;
-        if (x->r != adapter_file_rank(y) || x->alpha != (y->r ? adapter_file_alpha(b, y->alpha) : y->alpha)) return false;
+        if (x->r != adapter_file_rank(y) || x->alpha != (y->r ? adapter_file_alpha(b, y->alpha) : y->alpha))
+            return false;
         for (int p = 0; p < ADAPTER_PARTS; p++)
             if (!x->part[p] != !y->part[p]) return false;
         if (x->n_rows && memcmp(x->row_ids, y->row_ids, (size_t)x->n_rows * sizeof *x->row_ids) != 0) return false;

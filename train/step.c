@@ -3,13 +3,15 @@
 
 #include <stdio.h>
 
-// The groups of peft.optimizers.create_loraplus_optimizer: A gets the learning rate; B, magnitudes and biases that times
-// lr_ratio_b; LoRA on the embedding its own. As in transformers, biases do not decay.
+// The groups of peft.optimizers.create_loraplus_optimizer: A gets the learning rate; B, magnitudes and biases that
+// times lr_ratio_b; LoRA on the embedding its own. As in transformers, biases do not decay.
 static struct param_group group_of(const struct step_options *o, const struct adapter_module *m,
                                    enum adapter_part part) {
     bool second = part == ADAPTER_B || part == ADAPTER_MAGNITUDE || part == ADAPTER_BIAS;
     bool embedding = m->module->form == MODULE_EMBEDDING && m->r > 0;
-    return (struct param_group){.lr_ratio = embedding ? o->lr_ratio_embedding : second ? o->lr_ratio_b : 1,
+    return (struct param_group){.lr_ratio = embedding ? o->lr_ratio_embedding
+                                            : second  ? o->lr_ratio_b
+                                                      : 1,
                                 .weight_decay = part == ADAPTER_BIAS ? 0 : o->weight_decay};
 }
 

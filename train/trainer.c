@@ -142,7 +142,9 @@ static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
     struct step_result result;
     double start = clock_now();
     int64_t tokens = 0;
-    if (locate(t, t->state.step, &step, err) || step_begin(&t->engine, step.step, step.count, step.lr, step.weight, err)) return -1;
+    if (locate(t, t->state.step, &step, err) ||
+        step_begin(&t->engine, step.step, step.count, step.lr, step.weight, err))
+        return -1;
     for (int64_t i = 0; i < step.count; i++) {
         if (stop_requested) return stop(t, err);
         if (loader_batch(t->loader, step.epoch, step.first + i, &t->batch, err) ||

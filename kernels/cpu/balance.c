@@ -1,5 +1,5 @@
-// OP_MOE_BALANCE: what the load-balancing loss needs of a layer, and that loss's gradient. Plain loops in double, in the
-// order of the tokens; a router's logits are few. The reference and the fast path are the same.
+// OP_MOE_BALANCE: what the load-balancing loss needs of a layer, and that loss's gradient. Plain loops in double, in
+// the order of the tokens; a router's logits are few. The reference and the fast path are the same.
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/reference_view.h"
 

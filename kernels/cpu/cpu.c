@@ -202,6 +202,7 @@ static const struct kernel cpu_kernels[OP_COUNT] = {
     [OP_MOE_COMBINE] = {BOTH(moe_combine), .workspace_bytes = no_workspace},
     [OP_TOKEN_LOGPROB] = {BOTH(token_logprob), .workspace_bytes = cpu_token_logprob_workspace},
     [OP_COLUMNS] = {BOTH(columns), .workspace_bytes = cpu_columns_workspace},
+    [OP_DROPOUT] = {BOTH(dropout), .workspace_bytes = no_workspace},
     [OP_ROW_NORMS] = {cpu_row_norms, no_backward, .workspace_bytes = cpu_row_norms_workspace},
     [OP_LOGITS] = {cpu_logits, no_backward, .workspace_bytes = cpu_logits_workspace},
     [OP_KV_WRITE] = {cpu_kv_write, no_backward, .workspace_bytes = no_workspace},

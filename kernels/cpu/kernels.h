@@ -40,6 +40,9 @@ size_t cpu_columns_workspace(const struct op_call *call, bool backward, int thre
 int cpu_row_norms(struct backend *backend, const struct op_call *call, struct error *err);
 size_t cpu_row_norms_workspace(const struct op_call *call, bool backward, int threads);
 
+// dropout.c
+CPU_KERNEL(dropout);
+
 // moe.c
 CPU_KERNEL(moe_route);
 size_t cpu_moe_route_workspace(const struct op_call *call, bool backward, int threads);

@@ -352,6 +352,7 @@ int reference_forward(struct cpu_backend *b, const struct op_call *call, struct 
     case OP_GATE: return reference_gate(b, call), 0;
     case OP_COLUMNS: return reference_columns(b, call), 0;
     case OP_ROW_NORMS: return reference_row_norms(b, call, err);
+    case OP_DROPOUT: return cpu_dropout_forward(&b->base, call, err);
     case OP_MLA_KEYS: return reference_mla_keys(b, call), 0;
     case OP_MOE_ROUTE: return reference_moe_route(b, call, err);
     case OP_MOE_BALANCE: return cpu_moe_balance_forward(&b->base, call, err);
@@ -387,6 +388,7 @@ int reference_backward(struct cpu_backend *b, const struct op_call *call, struct
     case OP_ACT: return act_backward(b, call), 0;
     case OP_GATE: return reference_gate_backward(b, call), 0;
     case OP_COLUMNS: return reference_columns_backward(b, call), 0;
+    case OP_DROPOUT: return cpu_dropout_backward(&b->base, call, err);
     case OP_MLA_KEYS: return reference_mla_keys_backward(b, call), 0;
     case OP_MOE_ROUTE: return reference_moe_route_backward(b, call, err);
     case OP_MOE_BALANCE: return cpu_moe_balance_backward(&b->base, call, err);

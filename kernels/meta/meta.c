@@ -40,6 +40,7 @@ static const struct kernel meta_kernels[OP_COUNT] = {
     [OP_MOE_COMBINE] = META(no_workspace),
     [OP_TOKEN_LOGPROB] = META(cpu_token_logprob_workspace),
     [OP_COLUMNS] = META(cpu_columns_workspace),
+    [OP_DROPOUT] = META(no_workspace),
     [OP_ROW_NORMS] = META(cpu_row_norms_workspace),
     [OP_LOGITS] = META(cpu_logits_workspace),
     [OP_KV_WRITE] = META(no_workspace),
