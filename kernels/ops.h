@@ -33,8 +33,8 @@ enum op {
     OP_MOE_BALANCE, // in: logits (T,E), lengths (T,1) i32; out: the same logits, in place. Stores into a row of
                     // p.balance.sums what the load-balancing loss needs of this layer; backward adds that loss's
                     // gradient
-    OP_MOE_GATHER, // in: x (T,D), weights (T,k) f32 or none, map (S,2), keys (T,2) u32; out: rows of x by map (S,D)
-                   // [times their weight], keys (S,2) u32
+    OP_MOE_GATHER,  // in: x (T,D), weights (T,k) f32 or none, map (S,2), keys (T,2) u32; out: rows of x by map (S,D)
+                    // [times their weight], keys (S,2) u32
     OP_MOE_LINEAR_GROUP, // in: x (S,D), offsets (E+1,1) i32, keys (S,2) u32; out: y_i (S,N_i); saved: u (S, sum of
                          // ranks)
     OP_MOE_COMBINE,   // in: y (S,D), weights (T,k) f32 or none, map (S,2); out: sum over a token's [weight *] y (T,D)

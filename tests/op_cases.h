@@ -486,7 +486,9 @@ static inline void case_table(struct bench *t, int variant, int64_t vocabulary, 
 
 static inline void case_dropout(struct bench *t, int variant) {
     int64_t rows = variant & CASE_MANY_ROWS ? 300 : 5, cols = 70;
+    struct step_scalars scalars = case_scalars();
     t->call.op = OP_DROPOUT;
+    t->call.scalars = bench_scalars(t, &scalars);
     t->call.p.dropout.p = 0.3f, t->call.p.dropout.module = 7;
     t->call.in[0] = bench_act(t, rows, cols);
     t->call.in[1] = bench_keys(t, rows);
@@ -499,7 +501,9 @@ static inline void case_dropout(struct bench *t, int variant) {
 static inline void case_moe_balance(struct bench *t, int variant) {
     int32_t lengths[9] = {4, 4, 4, 4, 3, 3, 3, 0, 0};
     (void)variant;
+    struct step_scalars scalars = case_scalars();
     t->call.op = OP_MOE_BALANCE;
+    t->call.scalars = bench_scalars(t, &scalars);
     t->call.in[0] = bench_act(t, 9, 6);
     t->call.in[1] = bench_i32(t, lengths, 9, 1);
     t->call.out[0] = t->call.in[0];
@@ -676,7 +680,6 @@ static const struct op_case op_cases[] = {
     {"columns magnitude own bias acc", OP_COLUMNS, case_columns, 2 + 4 + 8 + 16},
     {"dropout", OP_DROPOUT, case_dropout, 0},
     {"dropout acc", OP_DROPOUT, case_dropout, 2},
-    {"dropout many", OP_DROPOUT, case_dropout, 4 + CASE_MANY_ROWS},
     {"moe_balance", OP_MOE_BALANCE, case_moe_balance, 0},
     {"columns own bias", OP_COLUMNS, case_columns, 8},
     {"embed adapter noise", OP_EMBED, case_embed_table, 1 + CASE_TABLE_LORA},

@@ -108,7 +108,8 @@ def token_run(name, base, *keys):
     t = tiny(name)
     with open(f"{t}/ids.jsonl", "w") as f:
         for i in range(24):
-            f.write(json.dumps({"input_ids": [(7 * i + k * k) % 90 + 5 for k in range(20)]}) + "\n")
+            ids = [(7 * i + k * k) % 90 + 5 for k in range(20)]
+            f.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
     with open(f"{t}/config.yml", "w") as f:
         f.write(f"base_model: tests/fixtures/families/{base}\nadapter: lora\nlora_r: 3\nlora_alpha: 7\n"
                 f"datasets:\n  - path: {t}/ids.jsonl\nval_set_size: 6\nsequence_len: 32\nmicro_batch_size: 2\n"
