@@ -28,7 +28,6 @@ struct parity_setup {
     const char *adapter; // another one than the folder's: its gradients have no names to compare; NULL
     int threads;
     bool late, checkpoint;
-    bool pissa; // the folder's adapter is two pairs in one, of which the first is trained
     enum dtype dtype;
 };
 
@@ -201,7 +200,8 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     if (model_open(path, NULL, &r->model, err)) return -1;
     snprintf(path, sizeof path, "%s%s", s->adapter ? s->adapter : folder, s->adapter ? "" : "/adapter");
     if (adapter_read(path, &r->model, &r->adapter, err) || parity_batch(r, err)) return -1;
-    if (s->pissa && parity_split(r, err)) return -1;
+    // PEFT's conversion of PiSSA: two pairs in one, of which the first is trained.
+    if (!s->adapter && strstr(folder, "-pissa") && parity_split(r, err)) return -1;
     const char *positions = safetensors_metadata(&r->expected, "positions", &length);
     r->limits = (struct decoder_limits){
         .max_rows = r->batch.rows, .max_seqs = PARITY_ROWS, .max_positions = positions ? atoi(positions) : 64};

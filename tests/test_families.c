@@ -46,9 +46,7 @@ static void compare(const char *family, const struct parity_setup *setup, double
     struct parity p;
     struct error err = {0};
     const char *base = setup->base ? setup->base : "folder";
-    struct parity_setup own = *setup;
-    own.pissa = strcmp(family, "lora-pissa") == 0 && !setup->adapter;
-    int status = parity_of(path_of(family, NULL), scratch(), &own, &p, &err);
+    int status = parity_of(path_of(family, NULL), scratch(), setup, &p, &err);
     CHECK_MSG(status == 0, "%s: %s", family, err.text);
     if (status) return;
     CHECK_MSG(p.logits <= logits, "%s %s: logits are off by %.2g of the largest", family, base, p.logits);
