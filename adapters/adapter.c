@@ -61,6 +61,34 @@ int adapter_add_bare(struct adapter *adapter, const struct module *module, struc
     return 0;
 }
 
+int adapter_add_initial(struct adapter *adapter, struct adapter_module *m, struct error *err) {
+    struct adapter_shape a = adapter_part_shape(m, ADAPTER_A), b = adapter_part_shape(m, ADAPTER_B);
+    if (2 * m->r > ADAPTER_MAX_RANK)
+        return error_set(err, STATUS_CONFIG, "%s: rank %d; with PiSSA, whose files have twice the rank, at most %d",
+                         m->module->hf_name, m->r, ADAPTER_MAX_RANK / 2);
+    m->a0 = pool_array(&adapter->pool, adapter->outline ? 1 : (uint64_t)(a.rows * a.cols), sizeof *m->a0);
+    m->b0 = pool_array(&adapter->pool, adapter->outline ? 1 : (uint64_t)(b.rows * b.cols), sizeof *m->b0);
+    if (m->a0 && m->b0) return 0;
+    return error_memory(err, m->module->hf_name, (size_t)(a.rows * a.cols + b.rows * b.cols) * sizeof *m->a0);
+}
+
+void adapter_take_pairs(struct adapter *out, const struct adapter *saved) {
+    for (int i = 0; i < out->n_modules; i++) {
+        const struct adapter_module *from = &saved->modules[i], *to = &out->modules[i];
+        size_t a = (size_t)adapter_part_size(to, ADAPTER_A), r = (size_t)to->r;
+        for (int p = 0; p < ADAPTER_PARTS; p++)
+            if (to->part[p] && (p > ADAPTER_B || !to->a0))
+                memcpy(to->part[p], from->part[p], (size_t)adapter_part_size(to, p) * sizeof(float));
+        if (!to->a0) continue;
+        memcpy(to->a, from->a, a * sizeof *to->a);
+        memcpy(to->a0, from->a + a, a * sizeof *to->a);
+        for (size_t k = 0; k < (size_t)to->module->out * r; k++) {
+            const float *row = from->b + k / r * 2 * r;
+            to->b[k] = row[k % r], to->b0[k] = -row[r + k % r];
+        }
+    }
+}
+
 bool adapter_has_bias(const struct module *module) {
     for (int i = 0; i < module->n_parts; i++)
         if (!module->parts[i].bias) return false;

@@ -27,6 +27,9 @@ struct adapter_module {
             float *a, *b, *magnitude, *bias, *full, *rows;
         };
     };
+    // PiSSA: what A and B were at the start, taken off the base: W x + scale (B A - b0 a0) x. Frozen; NULL = none.
+    // Files hold both pairs as one of twice the rank, [A; a0] and [B, -b0], with an alpha that gives the same scale.
+    float *a0, *b0; // (r, in), (out, r) as A and B of a plain linear
 };
 struct adapter_shape {
     int64_t rows, cols;
@@ -54,6 +57,7 @@ struct adapter {
     bool rslora;
     bool outline; // for plans: shapes without numbers; no part may be read
     bool dora;    // modules have magnitudes
+    bool pissa;   // modules have a0 and b0
     enum adapter_biases { BIASES_NONE, BIASES_LORA_ONLY } biases; // those of adapted linears are trained
     struct adapter_module *modules;                               // ordered by module id
     int n_modules;
@@ -63,6 +67,13 @@ struct adapter {
 
 static inline float adapter_scale(const struct adapter *adapter, const struct adapter_module *m) {
     return m->alpha / (adapter->rslora ? __builtin_sqrtf((float)m->r) : (float)m->r);
+}
+// Rank and alpha as files have them.
+static inline int adapter_file_rank(const struct adapter_module *m) {
+    return m->a0 ? 2 * m->r : m->r;
+}
+static inline float adapter_file_alpha(const struct adapter *adapter, float alpha) {
+    return !adapter->pissa ? alpha : adapter->rslora ? (float)((double)alpha * __builtin_sqrt(2)) : 2 * alpha;
 }
 // An adapter with zeroed matrices for `ids` (ascending module ids), all of rank r.
 int adapter_new(const struct model *model, const int *ids, int n, int r, float alpha, float dropout, bool rslora,
@@ -77,6 +88,10 @@ int adapter_add(struct adapter *adapter, const struct module *module, int r, flo
 // The same without A and B: parts follow.
 int adapter_add_bare(struct adapter *adapter, const struct module *module, struct adapter_module **out,
                      struct error *err);
+// Room for a0 and b0 of the module that was added last, which is a plain linear; at most half of ADAPTER_MAX_RANK.
+int adapter_add_initial(struct adapter *adapter, struct adapter_module *m, struct error *err);
+// The numbers of an adapter that was read, [A; a0] and [B, -b0] as the pairs they were; `out` has the same modules.
+void adapter_take_pairs(struct adapter *out, const struct adapter *saved);
 // Has the base a bias on every part of the module? (A fused one with some of them cannot be replaced.)
 bool adapter_has_bias(const struct module *module);
 // Rows of the embedding that are trained in place of the base's, zeroed.

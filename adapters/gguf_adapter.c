@@ -60,11 +60,20 @@ static int write_b(void *context, struct file_writer *out, struct error *err) {
     for (int64_t e = 0; e < s->m->module->experts; e++) {
         for (int64_t i = 0; i < s->group.rows; i++) {
             const float *b = group_row(s->m, &s->group, e, i);
-            for (int k = 0; k < s->m->r; k++) row[k] = b[k] * s->factor;
-            if (file_write(out, row, (size_t)s->m->r * sizeof *row, err)) return -1;
+            int r = s->m->r;
+            for (int k = 0; k < r; k++) row[k] = b[k] * s->factor;
+            for (int k = 0; s->m->b0 && k < r; k++) row[r + k] = -s->m->b0[b - s->m->b + k] * s->factor;
+            if (file_write(out, row, (size_t)adapter_file_rank(s->m) * sizeof *row, err)) return -1;
         }
     }
     return 0;
+}
+
+// PiSSA: [A; a0].
+static int write_both_a(void *context, struct file_writer *out, struct error *err) {
+    const struct adapter_module *m = context;
+    size_t bytes = (size_t)adapter_part_size(m, ADAPTER_A) * sizeof *m->a;
+    return file_write(out, m->a, bytes, err) || file_write(out, m->a0, bytes, err) ? -1 : 0;
 }
 
 static void put_base(struct gguf_writer *w, struct pool *pool, const char *name) {
@@ -87,20 +96,25 @@ static void put_module(struct gguf_writer *w, struct pool *pool, const struct ad
                        const struct adapter_module *m, float alpha) {
     int f32 = quant_format(QUANT_F32)->ggml_type, dims = m->module->experts > 1 ? 3 : 2;
     for (struct group g = group_at(m->module, 0);; g = group_at(m->module, g.last)) {
-        int64_t a_ne[3] = {m->module->in, m->r, m->module->experts}, b_ne[3] = {m->r, g.rows, m->module->experts};
+        int64_t r = adapter_file_rank(m), experts = m->module->experts;
+        int64_t a_ne[3] = {m->module->in, r, experts}, b_ne[3] = {r, g.rows, experts};
         const char *a = pool_printf(pool, "%s.lora_a", g.name), *b = pool_printf(pool, "%s.lora_b", g.name);
         struct scaled_b *scaled = pool_alloc(pool, sizeof *scaled);
         if (!a || !b || !scaled) {
             w->failed = true;
             return;
         }
-        *scaled = (struct scaled_b){.m = m, .group = g, .factor = file_alpha(adapter, m->r, m->alpha) / alpha};
+        float own = file_alpha(adapter, (int)r, adapter_file_alpha(adapter, m->alpha));
+        *scaled = (struct scaled_b){.m = m, .group = g, .factor = own / alpha};
         if (m->module->form == MODULE_EMBEDDING) {
             gguf_put_tensor(w, a, f32, 2, (int64_t[]){m->r, m->module->out}, m->b);
             gguf_put_tensor_later(w, b, f32, 2, (int64_t[]){m->r, m->module->in}, write_turned_a, scaled);
             return;
         }
-        gguf_put_tensor(w, a, f32, dims, a_ne, m->a); // parts of one module share it
+        if (m->a0) // parts of one module share it
+            gguf_put_tensor_later(w, a, f32, dims, a_ne, write_both_a, (void *)(uintptr_t)m);
+        else
+            gguf_put_tensor(w, a, f32, dims, a_ne, m->a);
         gguf_put_tensor_later(w, b, f32, dims, b_ne, write_b, scaled);
         if (g.last == m->module->n_tensors) return;
     }
@@ -154,7 +168,8 @@ int gguf_adapter_write(const char *path, const struct adapter *adapter, struct e
     struct gguf_writer w = {0};
     struct pool pool = {0};
     struct output out = {0};
-    float alpha = file_alpha(adapter, adapter->r, adapter->alpha);
+    int r = adapter->pissa ? 2 * adapter->r : adapter->r;
+    float alpha = file_alpha(adapter, r, adapter_file_alpha(adapter, adapter->alpha));
     if (adapter->n_modules < 1) return error_set(err, STATUS_INTERNAL, "%s: an adapter of no modules", path);
     if (gguf_adapter_check(adapter, err)) return -1;
     gguf_put_string(&w, "general.type", "adapter");

@@ -91,6 +91,31 @@ static struct tensor matrix(const struct lora *lora, struct tensor flat, int ind
     return tensor_present(&row) ? tensor_view(row, 0, s.rows, s.cols) : row;
 }
 
+// PiSSA: a0 (`b` false) or b0 of module `index`, as a matrix; DTYPE_NONE where it has none.
+static struct tensor initial(const struct lora *lora, int index, bool b) {
+    int64_t at = 0;
+    if (!tensor_present(&lora->initial) || !lora->adapter->modules[index].a0) return (struct tensor){0};
+    for (int i = 0; i <= index; i++) {
+        const struct adapter_module *m = &lora->adapter->modules[i];
+        if (!m->a0) continue;
+        struct adapter_shape s = adapter_part_shape(m, ADAPTER_A), t = adapter_part_shape(m, ADAPTER_B);
+        if (i == index && !b) return tensor_view(lora->initial, at, s.rows, s.cols);
+        at += s.rows * s.cols;
+        if (i == index) return tensor_view(lora->initial, at, t.rows, t.cols);
+        at += t.rows * t.cols;
+    }
+    return (struct tensor){0};
+}
+
+static int64_t initial_size(const struct adapter *adapter) {
+    int64_t size = 0;
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        if (m->a0) size += adapter_part_size(m, ADAPTER_A) + adapter_part_size(m, ADAPTER_B);
+    }
+    return size;
+}
+
 // Where the norms of module `index` stand among all of them; n_modules: how many there are.
 static int64_t norms_begin(const struct adapter *adapter, int index) {
     int64_t at = 0;
@@ -164,7 +189,8 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->m, err)) return -1;
         if (device_tensor(device, PLAN_OPTIMIZER, DTYPE_F32, 1, out->n_params, &out->v, err)) return -1;
     }
-    int64_t norms = norms_begin(adapter, adapter->n_modules), ids = 0;
+    int64_t norms = norms_begin(adapter, adapter->n_modules), ids = 0, frozen = initial_size(adapter);
+    if (frozen && device_tensor(device, PLAN_ADAPTER, DTYPE_F32, 1, frozen, &out->initial, err)) return -1;
     if (norms && device_tensor(device, PLAN_ADAPTER, DTYPE_F32, 1, norms, &out->norms, err)) return -1;
     if (norms && device_tensor(device, PLAN_ADAPTER, DTYPE_F32, 1, norms, &out->squares, err)) return -1;
     for (int i = 0; i < adapter->n_modules; i++) ids += adapter->modules[i].n_rows;
@@ -177,6 +203,8 @@ int lora_attach(struct decoder *decoder, struct adapter *adapter, int number, bo
             .b = matrix(out, out->params, i, ADAPTER_B),
             .da = matrix(out, out->grads, i, ADAPTER_A),
             .db = matrix(out, out->grads, i, ADAPTER_B),
+            .a0 = initial(out, i, false),
+            .b0 = initial(out, i, true),
             .magnitude = matrix(out, out->params, i, ADAPTER_MAGNITUDE),
             .dmagnitude = matrix(out, out->grads, i, ADAPTER_MAGNITUDE),
             .norms =
@@ -217,6 +245,14 @@ int lora_upload(struct lora *lora, struct error *err) {
         struct tensor t = lora_part(lora, lora->params, i / ADAPTER_PARTS, i % ADAPTER_PARTS);
         const float *host = lora->adapter->modules[i / ADAPTER_PARTS].part[i % ADAPTER_PARTS];
         if (host && device_write(lora->decoder->device, t, host, tensor_bytes(&t), err)) return -1;
+    }
+    for (int i = 0; i < lora->adapter->n_modules; i++) {
+        const struct adapter_module *m = &lora->adapter->modules[i];
+        struct tensor a = initial(lora, i, false), b = initial(lora, i, true);
+        if (m->a0 && (device_write(lora->decoder->device, a, m->a0, tensor_bytes(&a), err) ||
+                      device_write(lora->decoder->device, b, m->b0, tensor_bytes(&b), err))) {
+            return -1;
+        }
     }
     return all_norms(lora, true, err) || all_norms(lora, false, err) ? -1 : 0;
 }

@@ -18,6 +18,7 @@ struct lora {
     int number;              // in the decoder's slots
     int64_t n_params;
     struct tensor params;         // (1, n) f32
+    struct tensor initial;        // (1, n) f32: a0 and b0 of one module after another, PiSSA
     struct tensor norms, squares; // (1, n) f32: DoRA, of the rows of W + scale B A, and the squares of those of W
     struct tensor row_ids;        // (n, 1) i32: those of all modules with trained rows
     struct tensor grads;          // (1, n) f32: of the running micro-batch; DTYPE_NONE when not trained

@@ -642,7 +642,7 @@ static void put_pattern(struct json_writer *w, const struct adapter *adapter, bo
         if (d) snprintf(pattern, sizeof pattern, "%.*s[0-9]+%s", (int)(d - name), name, d + 2);
         if (d || (as_parameter(adapter, m->module) && pattern_parameter(m->module, 0, pattern))) name = pattern;
         json_put_key(w, name);
-        put_number(w, ranks ? (float)m->r : m->alpha);
+        put_number(w, ranks ? (float)adapter_file_rank(m) : adapter_file_alpha(adapter, m->alpha));
     }
     json_end_object(w);
 }
@@ -674,14 +674,14 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     json_put_null(&w);
     put_layers(&w, adapter, &c);
     json_put_key(&w, "lora_alpha");
-    put_number(&w, adapter->alpha);
+    put_number(&w, adapter_file_alpha(adapter, adapter->alpha));
     json_put_key(&w, "lora_dropout");
     json_put_double(&w, decimal(adapter->dropout));
     put_saved(&w, adapter);
     json_put_key(&w, "peft_type");
     json_put_string(&w, "LORA");
     json_put_key(&w, "r");
-    json_put_int(&w, adapter->r);
+    json_put_int(&w, adapter->pissa ? 2 * adapter->r : adapter->r);
     put_pattern(&w, adapter, true);
     json_put_key(&w, "revision");
     json_put_null(&w);

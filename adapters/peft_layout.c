@@ -87,7 +87,7 @@ bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned 
                                [ADAPTER_BIAS] = {"base_layer.bias", 1},
                                [ADAPTER_FULL] = {"weight", 2},
                                [ADAPTER_ROWS] = {"token_adapter.trainable_tokens_delta", 2}};
-    *out = (struct peft_tensor){.module = m->module, .expert = -1, .n_dims = 2, .r = m->r};
+    *out = (struct peft_tensor){.module = m->module, .expert = -1, .n_dims = 2, .r = adapter_file_rank(m)};
     int pairs = peft_tensor_count(m, parts & PAIR), p = ADAPTER_B;
     if (index < pairs) {
         pair_at(pool, m->module, sibling, index, out);
@@ -104,6 +104,11 @@ bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned 
     return out->key != NULL;
 }
 
+// Is it an element of PiSSA's b0, which the file holds negated?
+static bool is_negated(const struct peft_tensor *t, const struct adapter_module *m, int64_t col) {
+    return t->part == ADAPTER_B && m->b0 && col >= m->r;
+}
+
 // Where element (row, col) of the tensor stands in the adapter.
 static float *place(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, int64_t col) {
     const struct module *module = t->module;
@@ -111,7 +116,9 @@ static float *place(const struct peft_tensor *t, const struct adapter_module *m,
     if (t->part == ADAPTER_MAGNITUDE || t->part == ADAPTER_BIAS)
         return m->part[t->part] + adapter_b_row(module, 0, col);
     if (t->part != ADAPTER_A && !half_b) return m->part[t->part] + row * t->cols + col;
-    int64_t experts = module->experts, r = t->r;
+    int64_t experts = module->experts, r = m->r;
+    if (m->a0 && (half_b ? col : row) >= r)
+        return half_b ? m->b0 + adapter_b_row(module, 0, row) * r + col - r : m->a0 + (row - r) * module->in + col;
     if (module->form == MODULE_EMBEDDING) { // lora_embedding_A (r, vocab) is our b, (vocab, r); B (D, r) our a, (r, D)
         return half_b ? m->a + col * module->in + row : m->b + col * r + row;
     }
@@ -126,9 +133,9 @@ static float *place(const struct peft_tensor *t, const struct adapter_module *m,
 }
 
 void peft_get_row(const struct peft_tensor *t, const struct adapter_module *m, int64_t row, float *out) {
-    for (int64_t i = 0; i < t->cols; i++) out[i] = *place(t, m, row, i);
+    for (int64_t i = 0; i < t->cols; i++) out[i] = is_negated(t, m, i) ? -*place(t, m, row, i) : *place(t, m, row, i);
 }
 
 void peft_put_row(const struct peft_tensor *t, struct adapter_module *m, int64_t row, const float *in) {
-    for (int64_t i = 0; i < t->cols; i++) *place(t, m, row, i) = in[i];
+    for (int64_t i = 0; i < t->cols; i++) *place(t, m, row, i) = is_negated(t, m, i) ? -in[i] : in[i];
 }

@@ -11,14 +11,14 @@ struct peft_tensor {
     int64_t expert;     // of one expert; -1: of all, or of a plain linear
     int n_dims;         // 1: cols alone
     int64_t rows, cols; // as in the file
-    int r;
+    int r;              // as in the file: adapter_file_rank
 };
 
 // Of a module with these parts (bits 1 << enum adapter_part): one each, A and B for each expert where these are modules
 // of their own.
 int peft_tensor_count(const struct adapter_module *m, unsigned parts);
-// The index-th tensor; of `m` only module, r and n_rows are read. `sibling`: a later parameter of the same module has
-// an adapter, too, so that PEFT's names are nested. False when out of memory.
+// The index-th tensor; of `m` only module, r, n_rows and whether it has a0 are read. `sibling`: a later parameter of
+// the same module has an adapter, too, so that PEFT's names are nested. False when out of memory.
 bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned parts, bool sibling, int index,
                     struct peft_tensor *out);
 unsigned peft_parts(const struct adapter_module *m); // those that are there

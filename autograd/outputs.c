@@ -38,8 +38,10 @@ void op_outputs(struct op_call *call, enum dtype dtype) {
     case OP_GLU: call->out[0] = shape(dtype, rows, tensor_present(&call->in[1]) ? cols : cols / 2); break;
     case OP_ACT:
     case OP_GATE:
+    case OP_MOE_BALANCE:
     case OP_COLUMNS:
     case OP_ADD: call->out[0] = shape(dtype, rows, cols); break;
+    case OP_DROPOUT: call->out[0] = call->out[1] = shape(dtype, rows, cols); break;
     case OP_MLA_KEYS:
         call->out[0] = shape(dtype, rows, p->mla.heads * (p->mla.nope + call->in[1].cols));
         if (p->mla.v_dim > 0) call->out[1] = shape(dtype, rows, (int64_t)p->mla.heads * p->mla.v_dim);

@@ -18,7 +18,7 @@ static int train(struct trainer *t, const struct run_config *config, int64_t ste
         if (i == 0) t->session.device.times = times;
         double start = clock_now();
         if (loader_batch(t->loader, 0, (i + 1) % count, &t->batch, err) ||
-            step_begin(&t->engine, i + 1, 1e-5, t->batch.weight, err) || step_micro(&t->engine, &t->batch, err) ||
+            step_begin(&t->engine, i + 1, 1, 1e-5, t->batch.weight, err) || step_micro(&t->engine, &t->batch, err) ||
             step_end(&t->engine, &result, err)) {
             return -1;
         }

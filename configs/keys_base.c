@@ -3,6 +3,13 @@
 
 #define MEMBER(name) offsetof(struct run_config, name)
 
+static const struct key_choice as_the_base[] = {
+    {"auto", CONFIG_AUTO, KEY_WORKS, NULL},
+    {"true", CONFIG_TRUE, KEY_WORKS, NULL},
+    {"false", CONFIG_FALSE, KEY_WORKS, NULL},
+    {0},
+};
+
 const struct config_key keys_base[] = {
     STRING(base_model, "", "The base: a GGUF file (or model folder) whose weights stay frozen. Required."),
     STRING(base_model_hf, "",
@@ -13,8 +20,20 @@ const struct config_key keys_base[] = {
     NO_EFFECT("cls_model_config", KEY_STRING, "", "Class name of the model description."),
     STRING(revision_of_model, "", "Branch, tag or commit of a base that is named as on its hub; `main` when not given.",
            .aliases = "model_revision"),
-    NOT_YET("model_config", KEY_DICT, "", "Values that replace ones of the model description.",
-            .aliases = "overrides_of_model_config"),
+    {.name = "model_config",
+     .type = KEY_GROUP,
+     .offset = KEY_NO_MEMBER,
+     .fallback = "",
+     .aliases = "overrides_of_model_config",
+     .help = "Values that replace ones of the model description. In this version those of the routers' loss."},
+    ENUM(model_config.output_router_logits, as_the_base, "auto",
+         "Adds the load-balancing loss of a mixture of experts, weighed by router_aux_loss_coef; log.jsonl has it as "
+         "`aux_loss`. `auto`: as the base's config.json says."),
+    FLOAT(model_config.router_aux_loss_coef, "", 0, 1000,
+          "Weight of the load-balancing loss. Empty: as the base's config.json says; a GGUF does not say it."),
+    NOT_YET("model_config.rope_scaling", KEY_ANY, "", "Another stretching of positions."),
+    NOT_YET("model_config.rope_parameters", KEY_ANY, "", "Another stretching of positions."),
+    NOT_YET("model_config.sliding_window", KEY_ANY, "", "Another window of attention."),
     NOT_YET("model_kwargs", KEY_DICT, "", "Loader arguments that replace the model's.",
             .aliases = "overrides_of_model_kwargs"),
     NO_EFFECT("tokenizer_type", KEY_STRING, "", "Class name of the tokenizer; its kind is read from the base."),
@@ -107,13 +126,23 @@ static const struct key_choice adapters[] = {
     {0},
 };
 
+#define NITER(n)                                                                                                       \
+    { "pissa_niter_" #n, CONFIG_INIT_PISSA + n, KEY_WORKS, NULL }
 static const struct key_choice inits[] = {
     {"true", CONFIG_INIT_KAIMING, KEY_WORKS, NULL},
     {"gaussian", CONFIG_INIT_GAUSSIAN, KEY_WORKS, NULL},
     {"false", CONFIG_INIT_RANDOM, KEY_WORKS, NULL},
-    {"pissa", 0, KEY_NOT_YET, NULL},
-    {"pissa_niter_4", 0, KEY_NOT_YET, NULL},
-    {"pissa_niter_16", 0, KEY_NOT_YET, NULL},
+    {"pissa", CONFIG_INIT_PISSA, KEY_WORKS, NULL},
+    NITER(1),
+    NITER(2),
+    NITER(4),
+    NITER(8),
+    NITER(10),
+    NITER(16),
+    NITER(20),
+    NITER(32),
+    NITER(50),
+    NITER(64),
     {"olora", 0, KEY_NOT_YET, NULL},
     {"loftq", 0, KEY_NOT_YET, NULL},
     {"eva", 0, KEY_NOT_YET, NULL},
@@ -160,13 +189,16 @@ const struct config_key keys_adapter[] = {
           .high = 4095),
     NOT_YET("peft_layers_pattern", KEY_STRINGS, "", "Name of the list of layers in an unusual model."),
     BOOL(peft_use_rslora, "", "Scale by alpha / sqrt(r) instead of alpha / r."),
-    BOOL(
-        peft_use_dora, "",
-        "Train magnitude and direction apart (DoRA), on the linears of layers. In this version with `lora_dropout: 0`; "
-        "llama.cpp's adapter file cannot hold it."),
+    BOOL(peft_use_dora, "",
+         "Train magnitude and direction apart (DoRA), on the linears of layers. With `lora_dropout` the base is "
+         "multiplied "
+         "twice. llama.cpp's adapter file cannot hold it."),
     ENUM(peft_bias, biases, "none", "Biases that are trained: `lora_only`, those of adapted linears that have one."),
     ENUM(peft_init_lora_weights, inits, "true",
-         "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random."),
+         "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "
+         "the largest singular vectors of an unpacked base, which is trained less these; `pissa_niter_N` finds them by "
+         "N random power iterations, much faster. Saved as an ordinary LoRA of twice the rank, for the unaltered "
+         "base."),
     NOT_YET("peft", KEY_GROUP, "", "Further settings of the adapter library."),
     NOT_YET("peft.loftq_config", KEY_GROUP, "", "LoftQ start of the adapter."),
     NOT_YET("peft.loftq_config.loftq_bits", KEY_INT, "", "Bits of the LoftQ start."),
@@ -177,7 +209,8 @@ const struct config_key keys_adapter[] = {
     NOT_YET("peft_ensure_weight_tying", KEY_BOOL, "", "Tie adapters where the base ties weights."),
     NO_EFFECT("peft_autocast_adapter_dtype", KEY_BOOL, "true", "Adapters are always fp32 in training."),
     FLOAT(loraplus_lr_ratio, "", ABOVE_ZERO, 1e6, "LoRA+: the learning rate of B over that of A. Empty: 1."),
-    NOT_YET("loraplus_lr_embedding", KEY_FLOAT, "1e-6", "LoRA+: learning rate of embedding adapters."),
+    FLOAT(loraplus_lr_embedding, "1e-6", ABOVE_ZERO, 100,
+          "LoRA+: peak learning rate of adapters on the embedding; needs loraplus_lr_ratio."),
     NO_EFFECT("lora_mlp_kernel", KEY_BOOL, "", "Fused kernels of another library; ours are always used."),
     NO_EFFECT("lora_qkv_kernel", KEY_BOOL, "", "As lora_mlp_kernel."),
     NO_EFFECT("lora_o_kernel", KEY_BOOL, "", "As lora_mlp_kernel."),

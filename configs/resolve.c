@@ -55,8 +55,13 @@ static void check_adapter(const struct resolver *r) {
     }
     bool named = c->lora_target_modules.regex || c->lora_target_modules.names.count || c->lora_target_parameters.count;
     const struct yaml_node *modules = given(r, "lora_target_modules");
-    if (c->peft_use_dora && c->lora_dropout > 0)
-        loader_problem(r->l, given(r, "peft_use_dora"), "peft_use_dora needs lora_dropout: 0 in this version");
+    bool pissa = c->peft_init_lora_weights >= CONFIG_INIT_PISSA;
+    if (pissa && c->peft_use_dora)
+        loader_problem(r->l, given(r, "peft_init_lora_weights"),
+                       "peft_init_lora_weights: pissa together with peft_use_dora is not in this version");
+    if (pissa && c->lora_target_parameters.count)
+        loader_problem(r->l, given(r, "peft_init_lora_weights"),
+                       "peft_init_lora_weights: pissa is for linears, not for lora_target_parameters");
     if (c->lora_target_parameters.count && c->lora_dropout > 0)
         loader_problem(r->l, given(r, "lora_target_parameters"),
                        "lora_target_parameters needs lora_dropout: 0 (PEFT computes no dropout on parameters)");

@@ -14,6 +14,7 @@ enum config_init {
     CONFIG_INIT_KAIMING,  // true: A kaiming-uniform, B zero (PEFT's default)
     CONFIG_INIT_GAUSSIAN, // A normal with deviation 1/r, B zero
     CONFIG_INIT_RANDOM,   // false: both kaiming-uniform, so the adapter changes the model from the start
+    CONFIG_INIT_PISSA,    // the largest singular triplets of the base, taken off it; + n: pissa_niter_n
 };
 enum config_4bit { CONFIG_4BIT_NF4, CONFIG_4BIT_FP4 };
 enum config_bias { CONFIG_BIAS_NONE, CONFIG_BIAS_LORA_ONLY };
@@ -100,6 +101,10 @@ struct run_config {
     bool load_in_4bit, load_in_8bit, quantize_moe_experts;
     enum config_4bit bnb_4bit_quant_type;
     bool bnb_4bit_use_double_quant;
+    struct {
+        enum config_auto output_router_logits; // AUTO: as the base's config.json says
+        double router_aux_loss_coef;           // CONFIG_UNSET: as that says
+    } model_config;
     bool base_must_be_quantised; // `adapter: qlora` without load_in_4bit: an unquantised base is an error
 
     // --- adapter
@@ -160,9 +165,10 @@ struct run_config {
     double warmup_ratio;  // CONFIG_UNSET or a part of all steps
     enum config_optimizer optimizer;
     double adam_beta1, adam_beta2, adam_epsilon, weight_decay;
-    double max_grad_norm;       // 0 = no clipping
-    double neftune_noise_alpha; // CONFIG_UNSET = off
-    double loraplus_lr_ratio;   // learning rate of B over that of A; CONFIG_UNSET = 1
+    double max_grad_norm;         // 0 = no clipping
+    double neftune_noise_alpha;   // CONFIG_UNSET = off
+    double loraplus_lr_ratio;     // learning rate of B over that of A; CONFIG_UNSET = 1
+    double loraplus_lr_embedding; // peak of embedding adapters, with loraplus_lr_ratio
     enum config_auto gradient_checkpointing;
     enum config_precision precision; // resolved from bf16, fp16, bfloat16, float16, float32
     uint64_t seed;

@@ -55,6 +55,7 @@ static int touched(const struct op_call *call, uint32_t *ids) {
     if (call->op == OP_EMBED) ids[n++] = call->p.embed.lengths.buffer, ids[n++] = call->p.embed.on.row_ids.buffer;
     if (call->op == OP_TOKEN_LOGPROB || call->op == OP_LOGITS)
         ids[n++] = call->p.logprob.on.keys.buffer, ids[n++] = call->p.logprob.on.row_ids.buffer;
+    if (call->op == OP_MOE_BALANCE) ids[n++] = call->p.balance.sums.buffer;
     if (call->op == OP_COLUMNS) ids[n++] = call->p.columns.norms.buffer;
     if (call->op == OP_ROW_NORMS) ids[n++] = call->p.row_norms.a.buffer, ids[n++] = call->p.row_norms.b.buffer;
     struct op_trained trained[OP_MAX_TRAINED];

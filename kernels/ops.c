@@ -104,6 +104,16 @@ const struct op_info op_table[OP_COUNT] = {
                       .differentiable = 1,
                       .grad_takes_out = NEVER,
                       .recorded = true},
+    // The logits pass through: what backward reads of them is what stands there.
+    [OP_MOE_BALANCE] = {.name = "moe_balance",
+                        .n_in = 2,
+                        .n_out = 1,
+                        .needs_in = 2,
+                        .needs_out = 1,
+                        .differentiable = 1,
+                        .in_place = true,
+                        .grad_takes_out = {0, -1, -1, -1, -1, -1},
+                        .recorded = true},
     [OP_MOE_GATHER] = {.name = "moe_gather",
                        .n_in = 4,
                        .n_out = 2,
@@ -143,6 +153,14 @@ const struct op_info op_table[OP_COUNT] = {
                     .n_in = 1,
                     .n_out = 1,
                     .needs_in = 1,
+                    .differentiable = 1,
+                    .cheap = true,
+                    .grad_takes_out = NEVER,
+                    .recorded = true},
+    [OP_DROPOUT] = {.name = "dropout",
+                    .n_in = 2,
+                    .n_out = 2,
+                    .needs_in = 2, // the mask is made again from the keys
                     .differentiable = 1,
                     .cheap = true,
                     .grad_takes_out = NEVER,
@@ -371,6 +389,17 @@ static int check_columns(const struct check *c) {
     return tensor_present(bias) ? check_trained(c, "own bias", bias, &call->p.columns.dbias, 1, n) : 0;
 }
 
+static int check_dropout(const struct check *c) {
+    const struct op_call *call = c->call;
+    int64_t t = call->in[0].rows, d = call->in[0].cols;
+    if (!(call->p.dropout.p > 0 && call->p.dropout.p < 1)) return param_error(c, "dropout outside (0, 1)");
+    return want_in(c, 0, WANT_ACT, ANY, ANY) || want_in(c, 1, WANT_U32, t, 2) ||
+                   want_out(c, 0, WANT_ACT, t, d, &call->in[0]) || want_out(c, 1, WANT_ACT, t, d, &call->in[0]) ||
+                   want_scalars(c)
+               ? -1
+               : 0;
+}
+
 static int check_row_norms(const struct check *c) {
     const struct op_call *call = c->call;
     const struct tensor *a = &call->p.row_norms.a, *b = &call->p.row_norms.b;
@@ -499,6 +528,20 @@ static int check_moe_route(const struct check *c) {
     return m->bias ? want_weight(c, "the correction bias", m->bias, 1, m->experts) : 0;
 }
 
+static int check_moe_balance(const struct check *c) {
+    const struct op_call *call = c->call;
+    const struct moe_balance *m = &call->p.balance;
+    int64_t t = call->in[0].rows, e = call->in[0].cols;
+    if (want_in(c, 0, WANT_ACT, ANY, ANY) || want_in(c, 1, WANT_I32, t, 1) ||
+        want_out(c, 0, WANT_ACT, t, e, &call->in[0]) || want(c, "sums", 0, &m->sums, WANT_F32, ANY, 2 * e)) {
+        return -1;
+    }
+    if (call->out[0].offset != call->in[0].offset) return operand_error(c, "out", 0, "is not the input itself");
+    if (m->used < 1 || m->used > e) return param_error(c, "experts per token out of range");
+    if (m->row < 0 || m->row >= m->sums.rows) return param_error(c, "row of the sums out of range");
+    return want_scalars(c);
+}
+
 static int check_moe_rows(const struct check *c) {
     const struct op_call *call = c->call;
     bool gather = call->op == OP_MOE_GATHER;
@@ -580,9 +623,11 @@ int op_check(const struct op_call *call, struct error *err) {
     case OP_ACT: status = check_act(&c); break;
     case OP_GATE: status = check_gate(&c); break;
     case OP_COLUMNS: status = check_columns(&c); break;
+    case OP_DROPOUT: status = check_dropout(&c); break;
     case OP_ROW_NORMS: status = check_row_norms(&c); break;
     case OP_MLA_KEYS: status = check_mla_keys(&c); break;
     case OP_MOE_ROUTE: status = check_moe_route(&c); break;
+    case OP_MOE_BALANCE: status = check_moe_balance(&c); break;
     case OP_MOE_GATHER:
     case OP_MOE_COMBINE: status = check_moe_rows(&c); break;
     case OP_TOKEN_LOGPROB:
@@ -651,11 +696,13 @@ double op_flops(const struct op_call *call, bool backward) {
     case OP_ACT: return (backward ? 10 : 5) * n;
     case OP_GATE: return (backward ? 4 : 1) * n;
     case OP_COLUMNS: return (backward ? 4 : 2) * n;
+    case OP_DROPOUT: return 2 * n;
     case OP_ROW_NORMS: {
         double rows = (double)call->p.row_norms.w->rows, cols = (double)call->p.row_norms.w->cols;
         return 2 * rows * cols * (tensor_present(&call->in[0]) ? (double)call->p.row_norms.a.rows : 1);
     }
-    case OP_MOE_ROUTE: return 10 * n;
+    case OP_MOE_ROUTE:
+    case OP_MOE_BALANCE: return 10 * n;
     case OP_MOE_GATHER: return tensor_present(&call->in[1]) ? n * call->p.moe_rows.used : 0;
     case OP_MOE_COMBINE: return (backward ? 4 : 2) * n;
     case OP_ATTENTION: return attention_flops(call, backward);

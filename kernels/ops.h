@@ -30,13 +30,18 @@ enum op {
     OP_MOE_ROUTE,    // in: logits (T,E); out: weights (T,k) f32, map (S,2) i32, offsets (E+1,1) i32. map row s = {pair
                   // that stands at s, place of pair s}, pair = token * k + choice; the rows of expert e are offsets[e]
                   // .. offsets[e + 1]
-    OP_MOE_GATHER, // in: x (T,D), weights (T,k) f32 or none, map (S,2), keys (T,2) u32; out: rows of x by map (S,D)
-                   // [times their weight], keys (S,2) u32
+    OP_MOE_BALANCE, // in: logits (T,E), lengths (T,1) i32; out: the same logits, in place. Stores into a row of
+                    // p.balance.sums what the load-balancing loss needs of this layer; backward adds that loss's
+                    // gradient
+    OP_MOE_GATHER,  // in: x (T,D), weights (T,k) f32 or none, map (S,2), keys (T,2) u32; out: rows of x by map (S,D)
+                    // [times their weight], keys (S,2) u32
     OP_MOE_LINEAR_GROUP, // in: x (S,D), offsets (E+1,1) i32, keys (S,2) u32; out: y_i (S,N_i); saved: u (S, sum of
                          // ranks)
     OP_MOE_COMBINE,   // in: y (S,D), weights (T,k) f32 or none, map (S,2); out: sum over a token's [weight *] y (T,D)
     OP_COLUMNS,       // in: z (T,N); out: y = m / n z + b by column (T,N). m: a trained magnitude, n: row norms, held
                       // constant
+    OP_DROPOUT,       // in: x (T,D), keys (T,2) u32; out: d = mask x / (1 - p) (T,D), x - d (T,D); the mask of
+                      // lora_span.module
     OP_TOKEN_LOGPROB, // in: h (T,D), targets (T,1) i32, weights (T,1) f32; out: logp (T,1) f32, lse (T,1) f32; saved:
                       // dh (T,D) when fused
     // --- not recorded: run directly
@@ -117,21 +122,31 @@ struct moe_route {
     const struct weight *bias; // (1, E), added for choosing only; NULL = none
 };
 
+// The load-balancing loss of Switch Transformers (arXiv 2101.03961), as transformers' load_balancing_loss_func: with N
+// = tokens of all layers together, f_e = times e was among a token's `used` largest / N, P_e = sum of softmax(z)_e / N:
+// loss = E sum f_e P_e. f is held constant. The loss is weighed by `weight` x scalars.denominator / micro_batches, so
+// that a step's gradient is that of weight x the mean of its micro-batches' losses.
+struct moe_balance {
+    struct tensor sums; // (L, 2E) f32, a row per layer with experts: {times chosen} E, {sum of probabilities} E
+    int row, used;
+    float weight;
+};
+
 // Device block, read by kernels so that a captured step never changes. One f64/u64 struct, written by the host once a
 // step.
 struct step_scalars {
     double lr;          // learning rate of this step
     double step;        // 1-based optimiser step (bias correction)
     double denominator; // trained-token weight of the whole optimiser step over all ranks; gradients are divided by it
-    double max_grad_norm; // 0 = no clipping
-    double grad_norm;     // out: norm of the averaged gradient before clipping
-    double clip_scale;    // out: factor AdamW applies to sums: clip / denominator
-    double nonfinite;     // out: 1 when the gradient holds NaN or infinity
-    double loss_sum;      // added to by OP_TOKEN_LOGPROB: sum of weight * -logp
-    double weight_sum;    // added to by OP_TOKEN_LOGPROB: sum of weights
-    uint64_t seed;        // of dropout and noise
-    uint32_t random_step; // the step in random keys
-    uint32_t reserved;
+    double max_grad_norm;   // 0 = no clipping
+    double grad_norm;       // out: norm of the averaged gradient before clipping
+    double clip_scale;      // out: factor AdamW applies to sums: clip / denominator
+    double nonfinite;       // out: 1 when the gradient holds NaN or infinity
+    double loss_sum;        // added to by OP_TOKEN_LOGPROB: sum of weight * -logp
+    double weight_sum;      // added to by OP_TOKEN_LOGPROB: sum of weights
+    uint64_t seed;          // of dropout and noise
+    uint32_t random_step;   // the step in random keys
+    uint32_t micro_batches; // of this step; 0 stands for 1
 };
 
 // A range of the flat parameter vector with its own hyper-parameters.
@@ -180,6 +195,7 @@ union op_params {
         int heads, nope, v_dim; // Kn, Kv
     } mla;
     struct moe_route moe; // OP_MOE_ROUTE
+    struct moe_balance balance;
     struct {
         int used; // k
     } moe_rows;   // OP_MOE_GATHER, OP_MOE_COMBINE
@@ -207,6 +223,10 @@ union op_params {
         const struct weight *bias;                  // (1,N); NULL = none
         struct tensor own_bias, dbias;              // (1,N) f32: a trained bias in place of it
     } columns;                                      // OP_COLUMNS
+    struct {
+        float p; // probability that an element is dropped
+        uint32_t module;
+    } dropout;
     struct {
         const struct weight *w; // (N, D)
         struct tensor a, b;     // (R, D), (N, R)

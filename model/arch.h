@@ -85,6 +85,10 @@ struct moe_arch { // where experts > 0
     enum act_kind act;
     float limit, alpha;     // of ACT_SWIGLU_CLAMPED
     struct moe_route route; // without its bias, which is a layer's weight
+    // transformers' load-balancing loss: whether this family has one, whether its config.json asks for it, its weight
+    // there (negative: it does not say).
+    bool balanced, balance;
+    float balance_weight;
 };
 
 struct arch {

@@ -27,6 +27,11 @@ static int tensors_open(struct decoder *d, struct error *err) {
         if (device_tensor(dev, PLAN_BATCH, DTYPE_F32, l->max_positions, dims, &d->rope[i], err)) return -1;
     }
     if (device_tensor(dev, PLAN_BATCH, DTYPE_U8, 1, sizeof(struct step_scalars), &d->scalars, err)) return -1;
+    int mixtures = 0;
+    for (int i = 0; i < d->model->arch.layers; i++) mixtures += d->model->arch.layer[i].moe;
+    if (l->balance &&
+        device_tensor(dev, PLAN_BATCH, DTYPE_F32, mixtures, 2 * (int64_t)d->model->arch.moe.experts, &d->balance, err))
+        return -1;
     for (int i = 0; l->cache_seqs > 0 && i < d->model->arch.layers; i++) {
         const struct layer_arch *a = &d->model->arch.layer[i];
         int64_t cells = (int64_t)l->cache_seqs * l->cache_len;
@@ -87,6 +92,25 @@ int decoder_load(struct decoder *d, const struct batch *b, struct error *err) {
     return device_write(d->device, d->seqs, b->seqs, (size_t)(b->max_seqs + 1) * 4 * four, err);
 }
 
+int decoder_balance(struct decoder *d, double *loss, struct error *err) {
+    int64_t experts = d->balance.cols / 2;
+    size_t bytes = tensor_bytes(&d->balance);
+    float *sums = mem_alloc(bytes);
+    if (!sums) return error_memory(err, "the load of the experts", bytes);
+    int failed = device_read(d->device, sums, d->balance, bytes, err);
+    double all = 0, sum = 0;
+    for (int64_t e = 0; e < experts && !failed; e++) {
+        double chosen = 0, p = 0;
+        for (int64_t l = 0; l < d->balance.rows; l++)
+            chosen += (double)sums[l * 2 * experts + e], p += (double)sums[l * 2 * experts + experts + e];
+        all += chosen / d->model->arch.moe.route.used;
+        sum += chosen * p;
+    }
+    *loss = all > 0 ? sum * (double)experts / (all * all) : 0;
+    mem_free(sums);
+    return failed;
+}
+
 // --- the graph
 
 static int input(struct build *b, struct tensor t, int64_t rows, int *value) {
@@ -127,7 +151,7 @@ static int body(struct build *b, int64_t rows) {
     tape_reset(d->tape, b->pass->gradients);
     if (input(b, d->ids, rows, &ids) || input(b, d->keys, rows, &b->keys) ||
         input(b, d->positions, rows, &b->positions) || input(b, d->seqs, b->max_seqs + 1, &b->seqs) ||
-        input(b, d->slot_rows, rows, &b->slot_rows)) {
+        input(b, d->slot_rows, rows, &b->slot_rows) || input(b, d->lengths, rows, &b->lengths)) {
         return -1;
     }
     for (int i = 0; i < m->arch.n_ropes; i++) {

@@ -13,6 +13,7 @@ enum { DECODER_MAX_ADAPTERS = 8 };
 struct slot_adapter {
     struct tensor a, b;   // (R, in), (out, R) f32
     struct tensor da, db; // gradients; DTYPE_NONE = not trained
+    struct tensor a0, b0; // a frozen pair that is subtracted with the same scale, without dropout (PiSSA)
     float scale;          // alpha / r or alpha / sqrt(r)
     float dropout;        // used by training passes only
     // Of a plain linear, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the
@@ -37,6 +38,7 @@ struct pass {
     bool training; // dropout and NEFTune noise act
     float neftune_alpha;
     bool checkpoint; // recompute the inside of every layer in backward
+    float balance;   // weight of the load-balancing loss of routers, with gradients; 0 = off
     int n_spans;     // rows in no span: bare base
     struct pass_span spans[LINEAR_MAX_SPANS];
 };
@@ -47,6 +49,7 @@ struct decoder_limits {
     int32_t max_positions; // longest position + 1 (rope table)
     int32_t cache_seqs;    // sequences that generation decodes at a time, 0 = no KV cache
     int32_t cache_len;     // tokens per sequence in the cache
+    bool balance;          // passes may compute the load-balancing loss
 };
 
 struct decoder {
@@ -60,6 +63,7 @@ struct decoder {
     struct tensor ids, positions, targets, weights, keys, lengths, seqs, slot_rows;
     struct tensor rope[ARCH_MAX_ROPES]; // (max_positions, rotary_dim): cos, sin
     struct tensor scalars;              // struct step_scalars
+    struct tensor balance;              // (layers with experts, 2 experts) f32: struct moe_balance
     struct tensor *cache_k, *cache_v;   // (layers) of (cache_seqs * cache_len, kv_heads * dim)
 };
 
@@ -80,6 +84,9 @@ int decoder_score(struct decoder *decoder, const struct pass *pass, int32_t rows
 // Logits (rows, vocab) f32 of the first `rows` loaded rows, no gradients: for tests and tools.
 int decoder_logits(struct decoder *decoder, const struct pass *pass, int32_t rows, int32_t max_seqs,
                    struct tensor *logits, struct error *err);
+
+// The load-balancing loss of the last pass that computed one, not weighed.
+int decoder_balance(struct decoder *decoder, double *loss, struct error *err);
 
 // --- generation: n tokens of several sequences against the KV cache
 struct decode_rows {

@@ -3,6 +3,8 @@
 // is s.
 #include "model/decoder_layer.h"
 
+#include <assert.h>
+
 static int record(struct build *b, enum op op, const int *in, int n_in, const union op_params *p, int *out) {
     return tape_record(b->d->tape, op, in, n_in, p, out, b->err);
 }
@@ -87,6 +89,7 @@ struct ranks {
     } seen[LINEAR_MAX_PARTS * LINEAR_MAX_SPANS];
 };
 
+// `adapter`: its number; of the pair it subtracts, -1 - number.
 static int64_t rank_columns(struct ranks *r, int module, int adapter, int64_t rank) {
     for (int i = 0; i < r->n; i++) {
         if (r->seen[i].module == module && r->seen[i].adapter == adapter) return r->seen[i].begin;
@@ -115,6 +118,7 @@ static void fill_part(const struct build *b, const struct linear *linear, struct
         if (!tensor_present(&a->a)) continue;
         const struct module_part *own = &m->parts[linear->on[i % linear->n_modules].part];
         int64_t times = m->experts > 1 ? b->d->model->arch.moe.route.used : 1; // rows of a token among the experts'
+        assert(part->n_spans + 1 + (tensor_present(&a->a0) ? 1 : 0) <= LINEAR_MAX_SPANS);
         part->spans[part->n_spans++] = (struct lora_span){
             .row_begin = span->row_begin * times,
             .row_end = span->row_end * times,
@@ -126,6 +130,16 @@ static void fill_part(const struct build *b, const struct linear *linear, struct
             .dropout = b->pass->training ? a->dropout : 0.0f,
             .module = (uint32_t)m->id,
             .u_begin = rank_columns(ranks, m->id, span->adapter, a->b.cols),
+        };
+        if (!tensor_present(&a->a0)) continue;
+        part->spans[part->n_spans++] = (struct lora_span){
+            .row_begin = span->row_begin,
+            .row_end = span->row_end,
+            .a = a->a0,
+            .b = part_rows(a->b0, m, own),
+            .scale = -a->scale,
+            .module = (uint32_t)m->id,
+            .u_begin = rank_columns(ranks, m->id, -1 - span->adapter, a->b0.cols),
         };
     }
 }
@@ -158,24 +172,55 @@ static int fill_columns(const struct build *b, const struct linear *linear, int6
     return 0;
 }
 
+// DoRA with dropout, as PEFT has it: the base inside the magnitude reads the dropped inputs d, too, so that
+// y = m / n (W d + scale B A d) + W (x - d) + b.
+static int dropped_dora(struct build *b, struct linear_part *part, const union op_params *columns, int x, int *y) {
+    union op_params p = {.dropout = {.p = part->spans[0].dropout, .module = part->spans[0].module}};
+    int d[OP_MAX_OUT], z[OP_MAX_OUT], rest[OP_MAX_OUT];
+    if (record(b, OP_DROPOUT, (int[]){x, b->keys}, 2, &p, d)) return -1;
+    p = (union op_params){.linear = {.n_parts = 1, .parts = {*part}}};
+    p.linear.parts[0].spans[0].dropout = 0;
+    if (record(b, OP_LINEAR_GROUP, (int[]){d[0], b->keys}, 2, &p, z) || record(b, OP_COLUMNS, z, 1, columns, z))
+        return -1;
+    p = (union op_params){.linear = {.n_parts = 1, .parts = {{.w = part->w}}}};
+    if (record(b, OP_LINEAR_GROUP, (int[]){d[1], b->keys}, 2, &p, rest)) return -1;
+    p = (union op_params){.add = {.scale = 1}};
+    if (record(b, OP_ADD, (int[]){z[0], rest[0]}, 2, &p, d)) return -1;
+    *y = d[0];
+    return 0;
+}
+
 // y_i = x W_i^T + adapters, for the linears `kinds` of layer `l`, which all read x.
 static int linears(struct build *b, int l, const enum linear_kind *kinds, int n, int x, int *out) {
-    union op_params p = {.linear = {.n_parts = n}}, columns[LINEAR_MAX_PARTS];
+    union op_params p = {0}, columns[LINEAR_MAX_PARTS];
     bool acts[LINEAR_MAX_PARTS];
+    int place[LINEAR_MAX_PARTS], y[OP_MAX_OUT];
     struct ranks ranks = {0};
     int64_t rows = tape_tensor(b->d->tape, x).rows;
     for (int i = 0; i < n; i++) {
         const struct linear *linear = &b->d->model->layer[l].linear[kinds[i]];
-        fill_part(b, linear, &p.linear.parts[i], &ranks);
+        struct linear_part part;
+        struct ranks own = {0};
+        fill_part(b, linear, &part, &own);
         if (fill_columns(b, linear, rows, &columns[i], &acts[i])) return -1;
-        if (acts[i]) p.linear.parts[i].bias = NULL; // added after the magnitude
+        if (acts[i]) part.bias = NULL; // added after the magnitude
+        place[i] = -1;
+        if (tensor_present(&columns[i].columns.magnitude) && part.n_spans == 1 && part.spans[0].dropout > 0) {
+            if (dropped_dora(b, &part, &columns[i], x, &out[i])) return -1;
+            continue;
+        }
+        place[i] = p.linear.n_parts++;
+        fill_part(b, linear, &p.linear.parts[place[i]], &ranks);
+        if (acts[i]) p.linear.parts[place[i]].bias = NULL;
     }
-    if (record(b, OP_LINEAR_GROUP, (int[]){x, b->keys}, 2, &p, out)) return -1;
+    if (p.linear.n_parts && record(b, OP_LINEAR_GROUP, (int[]){x, b->keys}, 2, &p, y)) return -1;
     for (int i = 0; i < n; i++) {
-        int y[OP_MAX_OUT];
+        int z[OP_MAX_OUT];
+        if (place[i] < 0) continue;
+        out[i] = y[place[i]];
         if (!acts[i]) continue;
-        if (record(b, OP_COLUMNS, &out[i], 1, &columns[i], y)) return -1;
-        out[i] = y[0];
+        if (record(b, OP_COLUMNS, &out[i], 1, &columns[i], z)) return -1;
+        out[i] = z[0];
     }
     return 0;
 }
@@ -346,6 +391,18 @@ static int shared_expert(struct build *b, int l, int x, int *out) {
     return 0;
 }
 
+// The load-balancing loss looks at the logits on their way.
+static int balance(struct build *b, int l, int *logits) {
+    const struct arch *a = &b->d->model->arch;
+    int out[OP_MAX_OUT];
+    if (!b->pass->gradients || b->pass->balance == 0) return 0;
+    union op_params p = {.balance = {.sums = b->d->balance, .used = a->moe.route.used, .weight = b->pass->balance}};
+    for (int i = 0; i < l; i++) p.balance.row += a->layer[i].moe;
+    if (record(b, OP_MOE_BALANCE, (int[]){*logits, b->lengths}, 2, &p, out)) return -1;
+    *logits = out[0];
+    return 0;
+}
+
 // Rows go to the experts they chose, sorted by expert, and come back as a weighted sum.
 static int mixture(struct build *b, int l, int x, int *out) {
     static const enum linear_kind both[] = {LINEAR_EXPERT_GATE, LINEAR_EXPERT_UP}, down[] = {LINEAR_EXPERT_DOWN};
@@ -354,7 +411,10 @@ static int mixture(struct build *b, int l, int x, int *out) {
     int logits, r[OP_MAX_OUT], g[OP_MAX_OUT], two[OP_MAX_OUT], h[OP_MAX_OUT], y[OP_MAX_OUT];
     union op_params p = {.moe = m->route};
     p.moe.bias = b->d->model->layer[l].router_bias;
-    if (linear(b, l, LINEAR_ROUTER, x, &logits) || record(b, OP_MOE_ROUTE, &logits, 1, &p, r)) return -1;
+    if (linear(b, l, LINEAR_ROUTER, x, &logits) || balance(b, l, &logits) ||
+        record(b, OP_MOE_ROUTE, &logits, 1, &p, r)) {
+        return -1;
+    }
     int weights = r[0], map = r[1], offsets = r[2];
     p = (union op_params){.moe_rows = {.used = m->route.used}};
     if (record(b, OP_MOE_GATHER, (int[]){x, m->scale_input ? weights : -1, map, b->keys}, 4, &p, g)) return -1;

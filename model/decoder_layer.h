@@ -7,8 +7,8 @@ struct build {
     struct decoder *d;
     const struct pass *pass;
     int32_t max_seqs;
-    bool cached;                          // attention over the KV cache
-    int keys, positions, seqs, slot_rows; // tape values
+    bool cached;                                   // attention over the KV cache
+    int keys, positions, seqs, slot_rows, lengths; // tape values
     int rope[ARCH_MAX_ROPES];
     int s, y; // residual stream and its norm
     struct error *err;

@@ -22,6 +22,9 @@ void map_experts(struct hparams *h, struct arch *a, const char *ffn_json) {
     m->route.groups = m->route.groups_used = 1;
     m->route.normalise = true;
     m->route.scale = 1;
+    m->balanced = true;
+    m->balance = hp_bool(h, "output_router_logits", NULL, false);
+    m->balance_weight = (float)hp_float(h, "router_aux_loss_coef", NULL, -1);
     if (m->route.used > m->experts) hp_error(h, "%d of %d experts are used", m->route.used, m->experts);
     for (int l = 0; l < a->layers; l++) a->layer[l].moe = true;
 }
@@ -157,6 +160,7 @@ void map_deepseek(struct hparams *h, struct arch *a) {
     m->gate = strcmp(scoring, "sigmoid") == 0 ? MOE_SIGMOID : MOE_SOFTMAX;
     m->group_pairs = m->gate == MOE_SIGMOID;
     if (!h->gguf && strcmp(method, "greedy") == 0) m->groups = m->groups_used = 1;
+    a->moe.balanced = false;
     a->moe.shared_ffn = (int)shared * a->moe.ffn;
     for (int l = 0; l < a->layers; l++) a->layer[l].moe = l >= dense && l % step == 0;
     if (m->experts % m->groups != 0 || m->groups_used > m->groups)
@@ -174,6 +178,7 @@ void map_llama4(struct hparams *h,
     a->moe.route.gate = MOE_SIGMOID;
     a->moe.route.normalise = false;
     a->moe.scale_input = true;
+    a->moe.balanced = false;
     a->moe.shared_ffn = a->moe.ffn;
     int64_t step = hp_int(h, "interleave_moe_layer_step", "interleave_moe_layer_step", 1, 1024, 1);
     int64_t every = hp_int(h, "no_rope_layer_interval", NULL, 1, 65536, 4), *turned = NULL;

@@ -484,6 +484,34 @@ static inline void case_table(struct bench *t, int variant, int64_t vocabulary, 
     on->row_ids = bench_i32(t, ids, 3, 1);
 }
 
+// bit 1 acc
+static inline void case_dropout(struct bench *t, int variant) {
+    int64_t rows = variant & CASE_MANY_ROWS ? 300 : 5, cols = 70;
+    struct step_scalars scalars = case_scalars();
+    t->call.op = OP_DROPOUT;
+    t->call.scalars = bench_scalars(t, &scalars);
+    t->call.p.dropout.p = 0.3f, t->call.p.dropout.module = 7;
+    t->call.in[0] = bench_act(t, rows, cols);
+    t->call.in[1] = bench_keys(t, rows);
+    t->call.out[0] = bench_act(t, rows, cols);
+    t->call.out[1] = bench_act(t, rows, cols);
+    bench_gradients(t, 2, variant & 2);
+}
+
+// The loss is no output of the op: here it weighs nothing, and the logits pass. test_families.c compares the loss.
+static inline void case_moe_balance(struct bench *t, int variant) {
+    int32_t lengths[9] = {4, 4, 4, 4, 3, 3, 3, 0, 0};
+    (void)variant;
+    struct step_scalars scalars = case_scalars();
+    t->call.op = OP_MOE_BALANCE;
+    t->call.scalars = bench_scalars(t, &scalars);
+    t->call.in[0] = bench_act(t, 9, 6);
+    t->call.in[1] = bench_i32(t, lengths, 9, 1);
+    t->call.out[0] = t->call.in[0];
+    t->call.p.balance = (struct moe_balance){.sums = bench_tensor(t, DTYPE_F32, 3, 12), .row = 1, .used = 2};
+    bench_gradients(t, 1, false);
+}
+
 // bit 1 acc, bit 2 a magnitude, bit 3 a trained bias, bit 4 a frozen one
 static inline void case_columns(struct bench *t, int variant) {
     struct op_call *call = &t->call;
@@ -651,6 +679,9 @@ static const struct op_case op_cases[] = {
     {"linear shared A without the first part", OP_LINEAR_GROUP, case_linear, 1 + 4 + 8 + 64 + 128},
     {"columns magnitude bias", OP_COLUMNS, case_columns, 4 + 16},
     {"columns magnitude own bias acc", OP_COLUMNS, case_columns, 2 + 4 + 8 + 16},
+    {"dropout", OP_DROPOUT, case_dropout, 0},
+    {"dropout acc", OP_DROPOUT, case_dropout, 2},
+    {"moe_balance", OP_MOE_BALANCE, case_moe_balance, 0},
     {"columns own bias", OP_COLUMNS, case_columns, 8},
     {"embed adapter noise", OP_EMBED, case_embed_table, 1 + CASE_TABLE_LORA},
     {"embed whole adapter", OP_EMBED, case_embed_table, CASE_TABLE_LORA + CASE_TABLE_FULL},

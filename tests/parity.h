@@ -114,6 +114,7 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
     if (plan_end(plan, err)) return -1;
     if (logits && device_write(&r->device, r->decoder.scalars, scalars, sizeof *scalars, err)) return -1;
     pass.gradients = true, pass.checkpoint = s->checkpoint;
+    if (r->limits.balance) pass.balance = r->model.arch.moe.balance_weight;
     if (plan_begin(plan, "train", err) || device_fill(&r->device, r->lora.grads, 0, err) ||
         decoder_score(&r->decoder, &pass, rows, r->batch.max_seqs, NULL, err) || tape_backward(r->decoder.tape, err) ||
         plan_end(plan, err)) {
@@ -125,6 +126,8 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
 // The gradients, written as an adapter: then every one has the name and the shape that PEFT gives it.
 static inline int parity_gradients(struct parity_run *r, const char *scratch, struct parity *out, struct error *err) {
     if (lora_read(&r->lora, r->lora.grads, &r->adapter, err)) return -1;
+    r->adapter.pissa = false; // only what is trained has gradients
+    for (int i = 0; i < r->adapter.n_modules; i++) r->adapter.modules[i].a0 = r->adapter.modules[i].b0 = NULL;
     char path[600];
     struct safetensors got;
     snprintf(path, sizeof path, "%s/adapter_model.safetensors", scratch);
@@ -170,6 +173,23 @@ static inline void parity_close(struct parity_run *r) {
     pool_free(&r->pool);
 }
 
+// The adapter as PiSSA trains it.
+static inline int parity_split(struct parity_run *r, struct error *err) {
+    struct adapter saved = r->adapter, *a = &r->adapter;
+    *a = (struct adapter){0};
+    int status = adapter_begin(&r->model, saved.n_modules, a, err);
+    a->pissa = true, a->rslora = saved.rslora, a->r = saved.r / 2;
+    a->alpha = saved.alpha / adapter_file_alpha(a, 1);
+    for (int i = 0; i < saved.n_modules && status == 0; i++) {
+        const struct adapter_module *m = &saved.modules[i];
+        status = adapter_add(a, m->module, m->r / 2, m->alpha / adapter_file_alpha(a, 1), err) ||
+                 adapter_add_initial(a, &a->modules[i], err);
+    }
+    if (status == 0) adapter_take_pairs(a, &saved);
+    adapter_free(&saved);
+    return status;
+}
+
 static inline int parity_compute(struct parity_run *r, const char *folder, const char *scratch,
                                  const struct parity_setup *s, struct parity *out, struct error *err) {
     char path[600];
@@ -180,9 +200,12 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     if (model_open(path, NULL, &r->model, err)) return -1;
     snprintf(path, sizeof path, "%s%s", s->adapter ? s->adapter : folder, s->adapter ? "" : "/adapter");
     if (adapter_read(path, &r->model, &r->adapter, err) || parity_batch(r, err)) return -1;
+    // PEFT's conversion of PiSSA: two pairs in one, of which the first is trained.
+    if (!s->adapter && strstr(folder, "-pissa") && parity_split(r, err)) return -1;
     const char *positions = safetensors_metadata(&r->expected, "positions", &length);
     r->limits = (struct decoder_limits){
         .max_rows = r->batch.rows, .max_seqs = PARITY_ROWS, .max_positions = positions ? atoi(positions) : 64};
+    r->limits.balance = safetensors_find(&r->expected, "aux_loss") != NULL;
     if (device_open_recording(&r->device, s->threads, err)) return -1;
     backend_set_weights(r->device.backend, r->model.weights, r->model.n_weights, r->model.n_segments);
     struct step_scalars scalars = {.denominator = r->weight};
@@ -209,6 +232,12 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     double loss = (double)parity_float(safetensors_find(&r->expected, "loss"), 0);
     out->logits = most / largest;
     out->loss = fabs(scalars.loss_sum / r->weight - loss) / loss;
+    double aux = 0;
+    if (r->limits.balance) {
+        double want = (double)parity_float(safetensors_find(&r->expected, "aux_loss"), 0);
+        if (decoder_balance(&r->decoder, &aux, err)) return -1;
+        out->loss = fmax(out->loss, fabs(aux - want) / want);
+    }
     return s->adapter ? 0 : parity_gradients(r, scratch, out, err);
 }
 

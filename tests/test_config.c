@@ -301,7 +301,11 @@ TEST(adapter_rules) {
     ACCEPTED("peft_init_lora_weights: false\npeft_layers_to_transform: [0, 0x3]\npeft_use_rslora: true\n");
     CHECK_INT(config.peft_init_lora_weights, CONFIG_INIT_RANDOM);
     CHECK(config.peft_layers_to_transform.count == 2 && config.peft_layers_to_transform.items[1] == 3);
-    REFUSED("peft_init_lora_weights: pissa\n", "peft_init_lora_weights: 'pissa' is not in this version yet");
+    REFUSED("peft_init_lora_weights: olora\n", "peft_init_lora_weights: 'olora' is not in this version yet");
+    ACCEPTED("peft_init_lora_weights: pissa_niter_16\nmodel_config: {output_router_logits: true}\n");
+    CHECK_INT(config.peft_init_lora_weights, CONFIG_INIT_PISSA + 16);
+    CHECK_INT(config.model_config.output_router_logits, CONFIG_TRUE);
+    REFUSED("peft_init_lora_weights: pissa\npeft_use_dora: true\n", "pissa together with peft_use_dora");
     static const char *const llama[] = {"adapter=llama-adapter"};
     CHECK(parse(MINIMAL, 1, llama) == -1 && strstr(err.text, "'llama-adapter' is refused"));
 }
@@ -468,7 +472,8 @@ TEST(statuses) {
             "unfrozen_parameters: refused (Training weights of the base itself; only adapters are trained); remove");
     REFUSED("rl: dpo\n", "rl: known key, not in this version yet");
     REFUSED("rl: grpo\n", "rl: refused (reinforcement learning with generation");
-    REFUSED("model_config:\n  rope_scaling: {type: yarn}\n", "model_config: known key");
+    REFUSED("overrides_of_model_config:\n  rope_scaling: {type: yarn}\n",
+            "overrides_of_model_config.rope_scaling: known key");
     REFUSED("peft: {loftq_config: {loftq_bits: 4}}\n", "c.yml:8: peft: known key");
     REFUSED("special_tokens: {eos_token: <x>}\n", "special_tokens.eos_token: known key");
     REFUSED("fsdp_config: {fsdp_offload_params: true, fsdp_sharding_strategy: FULL_SHARD}\n", "fsdp_config: known key");
@@ -573,8 +578,7 @@ TEST(files_of_axolotl_users) {
         {qwen_chat,
          {"c.yml:5: chat_template: 'qwen3' is not", "c.yml:9: datasets.0.split: known key",
           "c.yml:34: gradient_checkpointing: 'offload' is not"}},
-        {mixtral_fsdp,
-         {"c.yml:10: model_config: known key", "c.yml:18: fsdp: known key", "c.yml:21: fsdp_config: known key"}},
+        {mixtral_fsdp, {"c.yml:18: fsdp: known key", "c.yml:21: fsdp_config: known key"}},
         {mistral_dpo,
          {"c.yml:5: rl: known key", "c.yml:9: datasets.0.type: 'chat_template.default' is not",
           "c.yml:11: datasets.0.field_chosen: known", "c.yml:12: datasets.0.field_rejected: known",

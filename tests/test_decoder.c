@@ -134,7 +134,7 @@ static int train(struct world *w, const struct setup *s, struct outcome *o, stru
     for (int step = 0; step < s->steps; step++) {
         double weight = 0;
         for (int i = 0; i < s->accumulate; i++) weight += loader_weight(w->loader, 0, step * s->accumulate + i, err);
-        if (step_begin(&w->engine, step, 1e-2, weight, err)) return -1;
+        if (step_begin(&w->engine, step, s->accumulate, 1e-2, weight, err)) return -1;
         for (int i = 0; i < s->accumulate; i++) {
             if (loader_batch(w->loader, 0, step * s->accumulate + i, &w->batch, err) ||
                 step_micro(&w->engine, &w->batch, err))
@@ -305,7 +305,7 @@ TEST(gradients_are_those_of_the_loss) {
         for (int side = 0; side < 2; side++) {
             struct step_result r;
             p[at] = before + (float)(side ? step : -step);
-            ok = !lora_upload(&w->lora, &err) && !step_begin(&w->engine, 0, 0, w->batch.weight, &err) &&
+            ok = !lora_upload(&w->lora, &err) && !step_begin(&w->engine, 0, 1, 0, w->batch.weight, &err) &&
                  !step_micro(&w->engine, &w->batch, &err) && !step_end(&w->engine, &r, &err);
             loss[side] = r.loss;
         }

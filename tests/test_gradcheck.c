@@ -217,6 +217,12 @@ TEST(test_embed) {
 TEST(test_columns) {
     check_op(OP_COLUMNS);
 }
+TEST(test_dropout) {
+    check_op(OP_DROPOUT);
+}
+TEST(test_moe_balance) {
+    check_op(OP_MOE_BALANCE);
+}
 TEST(test_token_logprob) {
     check_op(OP_TOKEN_LOGPROB);
 }
@@ -307,6 +313,6 @@ TEST(test_planted_errors_are_caught) {
 }
 
 TEST_MAIN(CASE(test_norm), CASE(test_add_norm), CASE(test_add), CASE(test_glu), CASE(test_rope), CASE(test_attention),
-          CASE(test_linear_group), CASE(test_embed), CASE(test_columns), CASE(test_token_logprob), CASE(test_act),
-          CASE(test_gate), CASE(test_mla_keys), CASE(test_mixture_of_experts),
+          CASE(test_linear_group), CASE(test_embed), CASE(test_columns), CASE(test_dropout), CASE(test_moe_balance),
+          CASE(test_token_logprob), CASE(test_act), CASE(test_gate), CASE(test_mla_keys), CASE(test_mixture_of_experts),
           CASE(test_every_differentiable_op_has_a_case), CASE(test_planted_errors_are_caught))

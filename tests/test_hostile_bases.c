@@ -61,7 +61,7 @@
 
 static const char LLAMA[] = "tests/fixtures/families/llama";
 static const char COMMIT[] = "0123456789abcdef0123456789abcdef01234567";
-static const struct base_packing nf4 = {QUANT_NF4, 64, true};
+static const struct base_packing nf4 = {.format = QUANT_NF4, .blocksize = 64, .nested = true};
 
 static const char *in(const char *folder, const char *name) {
     static char path[8][1000];

@@ -229,7 +229,7 @@ static const char *const without_effect[] = {
 static const char *const later[] = {
     "quantize_moe_experts",
     "tokenizer_config",
-    "model_config",
+    "model_config.rope_scaling",
     "special_tokens.eos_token",
     "tokens",
     "chat_template_jinja",

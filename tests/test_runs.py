@@ -103,6 +103,70 @@ def figures_survive_a_resume():
     check(adapter(copy) == adapter(whole), "another adapter")
 
 
+def token_run(name, base, *keys):
+    """A configuration for a family's fixture, which has no tokenizer: rows of ids."""
+    t = tiny(name)
+    with open(f"{t}/ids.jsonl", "w") as f:
+        for i in range(24):
+            ids = [(7 * i + k * k) % 90 + 5 for k in range(20)]
+            f.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    with open(f"{t}/config.yml", "w") as f:
+        f.write(f"base_model: tests/fixtures/families/{base}\nadapter: lora\nlora_r: 3\nlora_alpha: 7\n"
+                f"datasets:\n  - path: {t}/ids.jsonl\nval_set_size: 6\nsequence_len: 32\nmicro_batch_size: 2\n"
+                f"gradient_accumulation_steps: 2\nnum_epochs: 2\nlearning_rate: 1e-2\nweight_decay: 0.1\nfloat32: true\nseed: 1\n"
+                + "".join(k + "\n" for k in keys))
+    return t
+
+
+@case
+def pissa_is_saved_for_the_unaltered_base():
+    """Twice the rank, the base's own loss at the start, the same bits after a resume and on any threads, and in both files what was
+    trained."""
+    t = token_run("pissa", "llama", "lora_target_modules: [q_proj, v_proj, down_proj]", "peft_init_lora_weights: pissa",
+                  "lora_rank_pattern: {v_proj: 2}", "lora_dropout: 0.1", "eval_steps: 3", "save_steps: 3")
+    out = train(t, "threads=1")
+    with open(f"{out}/adapter_config.json") as f:
+        said = json.load(f)
+    check(said["r"] == 6 and said["lora_alpha"] == 14 and set(said["rank_pattern"].values()) == {4}, f"{said}")
+    check(said["init_lora_weights"] is True, f"{said['init_lora_weights']}")
+    evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
+    bare = json.loads(graft("eval", f"{t}/config.yml", "--json").stdout)["loss"]
+    check(abs(evals[0] - bare) < 1e-5 and evals[-1] != evals[0], f"{evals}, the base {bare}")
+    again = train(t, f"resume_from_checkpoint={out}/checkpoints/step-000003", "threads=3", out="again")
+    check(adapter(again) == adapter(out), "resumed, another adapter")
+    check(graft("verify", out).returncode == 0, graft("verify", out).stderr)
+    for file in (out, f"{out}/adapter.gguf"):
+        r = graft("eval", f"{t}/config.yml", "--adapter", file, "--json")
+        check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - evals[-1]) < 1e-5, f"{file}: {r.stdout} {r.stderr}, {evals[-1]}")
+    fast = train(t, "peft_init_lora_weights=pissa_niter_4", "peft_use_rslora=true", out="fast")
+    evals = [x["eval_loss"] for x in log(fast) if "eval_loss" in x]
+    r = graft("eval", f"{t}/config.yml", "--adapter", fast, "--json")
+    check(abs(json.loads(r.stdout)["loss"] - evals[-1]) < 1e-5 and abs(evals[0] - bare) < 1e-5, f"{r.stdout}, {evals}")
+    q = tiny("pissa-packed")
+    expect(78, "is Q4_1; start from an unpacked base", args=["train", f"{q}/config.yml", "peft_init_lora_weights=pissa"])
+
+
+@case
+def balance_of_experts_is_trained_and_told():
+    keys = ["lora_target_modules: [v_proj]", "lora_target_parameters: [experts.down_proj]"]
+    t = token_run("balance", "lora-aux-mixtral", *keys)
+    out = train(t)
+    aux = [x["aux_loss"] for x in log(out) if "loss" in x]
+    check(len(aux) > 3 and all(0.9 < x < 4 for x in aux), f"{aux}")  # its config.json asks for it
+    off = train(t, "model_config.output_router_logits=false", out="off")
+    check(all("aux_loss" not in x for x in log(off)), "told all the same")
+    check(adapter(off).split()[0] != adapter(out).split()[0], "nothing was trained by it")
+    same = train(t, "gradient_checkpointing=true", out="same")
+    check(adapter(same) == adapter(out), "recomputed, another adapter")
+    strong = train(t, "overrides_of_model_config.router_aux_loss_coef=30", "num_epochs=6", out="strong")
+    aux = [x["aux_loss"] for x in log(strong) if "loss" in x]
+    check(sum(aux[-4:]) < sum(aux[:4]), f"not balanced by it: {aux}")
+    t = token_run("unbalanced", "deepseek-v3", "lora_target_modules: [o_proj]")
+    expect(78, "no load-balancing loss for 'deepseek_v3'", args=["train", f"{t}/config.yml", "model_config.output_router_logits=true"])
+    t = token_run("dense", "llama", "lora_target_modules: [o_proj]")
+    expect(78, "has no experts", args=["train", f"{t}/config.yml", "model_config.output_router_logits=true"])
+
+
 @case
 def a_named_checkpoint_starts_another_folder():
     t = tiny("named")

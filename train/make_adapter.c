@@ -3,7 +3,9 @@
 #include "train/trainer.h"
 
 #include "adapters/patterns.h"
+#include "adapters/pissa.h"
 #include "adapters/targets.h"
+#include "train/progress.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -160,6 +162,12 @@ static int add_columns(struct adapter *adapter, struct adapter_module *m, struct
     return bias ? add_copy(adapter, m, ADAPTER_BIAS, err) : 0;
 }
 
+// PiSSA's second pair. (Of a base that is shapes alone no format is known.)
+static int add_initial(struct adapter *adapter, struct adapter_module *m, struct error *err) {
+    if (!adapter->pissa) return 0;
+    return (!adapter->outline && pissa_check(m->module, err)) || adapter_add_initial(adapter, m, err) ? -1 : 0;
+}
+
 // What is trained in place of the base begins as the base.
 void trainer_copy_base(struct trainer *t) {
     for (int i = 0; i < t->adapter.n_modules; i++) {
@@ -185,12 +193,14 @@ static int build_adapter(const struct run_config *c, const struct model *model, 
     adapter->alpha = (float)c->lora_alpha;
     adapter->rslora = c->peft_use_rslora;
     adapter->dora = c->peft_use_dora;
+    adapter->pissa = c->peft_init_lora_weights >= CONFIG_INIT_PISSA;
     adapter->biases = c->peft_bias == CONFIG_BIAS_LORA_ONLY ? BIASES_LORA_ONLY : BIASES_NONE;
     for (int i = 0; i < model->n_modules; i++) {
         const struct module *module = &model->modules[i];
         bool bare = want->saved[i] || want->rows[i];
         struct adapter_module *m;
         if (want->adapted[i] && (adapter_add(adapter, module, (int)want->ranks[i], (float)want->alphas[i], err) ||
+                                 add_initial(adapter, &adapter->modules[adapter->n_modules - 1], err) ||
                                  add_columns(adapter, &adapter->modules[adapter->n_modules - 1], err))) {
             return -1;
         }
@@ -254,12 +264,28 @@ static int compare_adapter(const struct trainer *t, const struct wanted *want, s
     return 0;
 }
 
+static int iterations_of(const struct run_config *c) {
+    return c->peft_init_lora_weights == CONFIG_INIT_PISSA ? PISSA_CONVERGED
+                                                          : (int)c->peft_init_lora_weights - CONFIG_INIT_PISSA;
+}
+
+int trainer_record_pissa(struct trainer *t, struct error *err) {
+    return t->adapter.pissa ? pissa_record(&t->lora, iterations_of(t->config), err) : 0;
+}
+
+int trainer_start_pissa(struct trainer *t, struct error *err) {
+    struct progress progress = {0};
+    if (!t->adapter.pissa) return 0;
+    progress_begin(&progress, "singular values of the base");
+    int failed = pissa_start(&t->lora, iterations_of(t->config), t->config->seed, progress_show, &progress, err);
+    progress_end(&progress);
+    return failed || lora_upload(&t->lora, err) ? -1 : 0;
+}
+
 // PEFT computes no dropout on parameters: another program could not load such an adapter.
 static int check_dropout(const struct adapter *adapter, struct error *err) {
     for (int i = 0; i < adapter->n_modules && adapter->dropout > 0; i++) {
         const struct module *m = adapter->modules[i].module;
-        if (adapter->modules[i].magnitude)
-            return error_set(err, STATUS_CONFIG, "lora_dropout must be 0 with DoRA in this version (%s)", m->hf_name);
         if (m->form == MODULE_PARAMETER)
             return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: the adapter on the parameter %s knows none",
                              m->hf_name);
@@ -282,16 +308,9 @@ int trainer_make_adapter(struct trainer *t, struct error *err) {
         failed = build_adapter(c, model, &want, false, &t->adapter, err);
     pool_free(&pool);
     if (failed) return -1;
-    if (!c->lora_model_dir) lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
+    if (!c->lora_model_dir && !t->adapter.pissa) // whose numbers come when the base can be read
+        lora_initialise(&t->adapter, inits[c->peft_init_lora_weights], c->seed);
     t->adapter.dropout = (float)c->lora_dropout;
     t->adapter.base_name = base_name(t);
-    for (int i = 0; i < t->adapter.n_modules && t->config->loraplus_lr_ratio != CONFIG_UNSET; i++) {
-        const struct adapter_module *m = &t->adapter.modules[i];
-        if (m->module->layer < 0)
-            return error_set(err, STATUS_CONFIG,
-                             "loraplus_lr_ratio: %s is trained, too, whose own rate (loraplus_lr_embedding) is not in "
-                             "this version",
-                             m->module->hf_name);
-    }
     return check_dropout(&t->adapter, err);
 }

@@ -24,7 +24,7 @@ int trainer_name_nonfinite(struct trainer *t, const struct trainer_step *step, c
                            struct error *err) {
     struct nonfinite at = {0};
     snprintf(text, size, "the sum over all rows, every number of which is finite");
-    if (step_begin(&t->engine, step->step, step->lr, step->weight, err)) return -1;
+    if (step_begin(&t->engine, step->step, step->count, step->lr, step->weight, err)) return -1;
     t->session.device.watch = &at;
     int failed = 0;
     for (int64_t i = 0; i < step->count && !failed && !at.found; i++) {

@@ -167,6 +167,31 @@ static int open_loaders(struct trainer *t, struct error *err) {
     return evaluator_open(&t->session, "probe", &t->probe_rows, &evaluating, &t->probe, err);
 }
 
+// The weight of the routers' loss, 0 where it is off.
+static int balance_weight(const struct trainer *t, float *out, struct error *err) {
+    const struct moe_arch *m = &t->session.model.arch.moe;
+    enum config_auto wanted = t->config->model_config.output_router_logits;
+    double given = t->config->model_config.router_aux_loss_coef;
+    *out = 0;
+    if (wanted == CONFIG_FALSE || (wanted == CONFIG_AUTO && !m->balance)) return 0;
+    if (m->experts == 0)
+        return error_set(err, STATUS_CONFIG, "model_config.output_router_logits: %s has no experts",
+                         t->session.model.path);
+    if (!m->balanced && wanted == CONFIG_AUTO) return 0; // transformers computes none either
+    if (!m->balanced)
+        return error_set(err, STATUS_CONFIG,
+                         "model_config.output_router_logits: transformers has no load-balancing loss for '%s', whose "
+                         "routers are balanced otherwise; remove it",
+                         t->session.model.arch.model_type);
+    if (given == CONFIG_UNSET && m->balance_weight < 0)
+        return error_set(err, STATUS_CONFIG,
+                         "model_config.output_router_logits: %s does not say how much the loss weighs; give "
+                         "model_config.router_aux_loss_coef (most families: 0.001)",
+                         t->session.model.path);
+    *out = given == CONFIG_UNSET ? m->balance_weight : (float)given;
+    return 0;
+}
+
 // Adapter, step engine: made once while the plan is recorded and once more on the real device.
 static int attach(struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
@@ -180,28 +205,36 @@ static int attach(struct trainer *t, struct error *err) {
         .eps = (float)c->adam_epsilon,
         .weight_decay = (float)c->weight_decay,
         .lr_ratio_b = (float)or_default(c->loraplus_lr_ratio, 1),
+        .lr_ratio_embedding = c->loraplus_lr_ratio == CONFIG_UNSET || c->learning_rate == 0
+                                  ? 1
+                                  : (float)(c->loraplus_lr_embedding / c->learning_rate),
         .seed = c->seed,
     };
     step_close(&t->engine);
+    if (balance_weight(t, &options.balance, err)) return -1;
     return lora_attach(&t->session.decoder, &t->adapter, 0, true, options.accumulate > 1, &t->lora, err) ||
                    step_open(&t->session, &t->lora, &options, &t->engine, err)
                ? -1
                : 0;
 }
 
-static void choose_limits(struct trainer *t, int32_t rows, struct decoder_limits *limits) {
+static int choose_limits(struct trainer *t, int32_t rows, struct decoder_limits *limits, struct error *err) {
     int32_t max_new;
+    float balance;
+    if (balance_weight(t, &balance, err)) return -1;
     *limits = (struct decoder_limits){
         .max_rows = rows, .max_seqs = loader_max_seqs(t->loader), .max_positions = t->train.longest + 1};
     if (t->evaluates) evaluator_limits(&t->evaluator, limits);
     evaluator_limits(&t->probe, limits);
     t->generates = t->config->generate_samples && t->evaluates;
-    if (!t->generates) return;
+    limits->balance = balance > 0;
+    if (!t->generates) return 0;
     limits->cache_seqs = (int32_t)t->config->num_generation_samples;
     if (limits->cache_seqs > 8) limits->cache_seqs = 8;
     limits->cache_len =
         generation_length(&t->held_out, &max_new) - max_new + (int32_t)t->config->generation_max_new_tokens;
     if (limits->max_positions < limits->cache_len) limits->max_positions = limits->cache_len;
+    return 0;
 }
 
 // The whole program of the run, over a device that computes nothing.
@@ -212,6 +245,7 @@ static int record_once(struct trainer *t, const struct decoder_limits *limits, c
     double rows = 0;
     for (int i = 0; i < n; i++) rows += buckets[i];
     t->flops_per_token = t->session.device.flops / rows;
+    if (trainer_record_pissa(t, err)) return -1;
     if (t->evaluates && evaluator_record(&t->evaluator, t->lora.number, err)) return -1;
     if (evaluator_record(&t->probe, t->lora.number, err)) return -1;
     return t->generates ? generator_record(&t->session.generator, 1, err) : 0;
@@ -220,7 +254,7 @@ static int record_once(struct trainer *t, const struct decoder_limits *limits, c
 static int record(struct trainer *t, struct error *err) {
     int32_t buckets[8], n = loader_buckets(t->loader, buckets);
     struct decoder_limits limits;
-    choose_limits(t, buckets[n - 1], &limits);
+    if (choose_limits(t, buckets[n - 1], &limits, err)) return -1;
     if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
     t->checkpoints_layers = t->config->gradient_checkpointing == CONFIG_TRUE;
     if (record_once(t, &limits, buckets, n, err)) return -1;

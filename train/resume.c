@@ -110,11 +110,14 @@ static int choose(struct trainer *t, char **folder, int64_t *step, struct error 
     return *folder ? 0 : error_memory(err, "a path", strlen(named));
 }
 
+// Files hold PiSSA's two pairs as one.
 static bool same_adapter(const struct adapter *a, const struct adapter *b) {
     if (a->n_modules != b->n_modules || a->rslora != b->rslora || a->dora != b->dora) return false;
     for (int i = 0; i < a->n_modules; i++) {
         const struct adapter_module *x = &a->modules[i], *y = &b->modules[i];
-        if (x->module != y->module || x->r != y->r || x->alpha != y->alpha || x->n_rows != y->n_rows) return false;
+        if (x->module != y->module || x->n_rows != y->n_rows) return false;
+        if (x->r != adapter_file_rank(y) || x->alpha != (y->r ? adapter_file_alpha(b, y->alpha) : y->alpha))
+            return false;
         for (int p = 0; p < ADAPTER_PARTS; p++)
             if (!x->part[p] != !y->part[p]) return false;
         if (x->n_rows && memcmp(x->row_ids, y->row_ids, (size_t)x->n_rows * sizeof *x->row_ids) != 0) return false;
@@ -129,6 +132,11 @@ static int read_adapter(struct trainer *t, const char *folder, struct error *err
         adapter_free(&saved);
         return error_set(err, STATUS_CONFIG, "%s: holds an adapter of another shape than the configuration asks for",
                          folder);
+    }
+    if (t->adapter.pissa) {
+        adapter_take_pairs(&t->adapter, &saved);
+        adapter_free(&saved);
+        return lora_upload(&t->lora, err);
     }
     saved.dropout = t->adapter.dropout;
     saved.base_name = t->adapter.base_name;

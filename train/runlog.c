@@ -93,6 +93,10 @@ int runlog_step(struct runlog *log, const struct runlog_step *s, struct error *e
         json_put_key(&w, fields[i].key);
         json_put_double(&w, fields[i].value);
     }
+    if (s->aux_loss >= 0) {
+        json_put_key(&w, "aux_loss");
+        json_put_double(&w, s->aux_loss);
+    }
     json_put_key(&w, "tokens");
     json_put_int(&w, s->tokens);
     json_put_key(&w, "trained_tokens");

@@ -17,6 +17,7 @@ struct runlog {
 struct runlog_step {
     int64_t step, total; // 1-based
     double epoch, loss, grad_norm, lr;
+    double aux_loss; // negative: there is none
     int64_t tokens, trained_tokens;
     double tokens_per_second, seconds;
     uint64_t peak_bytes;

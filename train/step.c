@@ -3,7 +3,19 @@
 
 #include <stdio.h>
 
-// A gets the learning rate, B that times lr_ratio_b; alike neighbours are one group.
+// The groups of peft.optimizers.create_loraplus_optimizer: A gets the learning rate; B, magnitudes and biases that
+// times lr_ratio_b; LoRA on the embedding its own. As in transformers, biases do not decay.
+static struct param_group group_of(const struct step_options *o, const struct adapter_module *m,
+                                   enum adapter_part part) {
+    bool second = part == ADAPTER_B || part == ADAPTER_MAGNITUDE || part == ADAPTER_BIAS;
+    bool embedding = m->module->form == MODULE_EMBEDDING && m->r > 0;
+    return (struct param_group){.lr_ratio = embedding ? o->lr_ratio_embedding
+                                            : second  ? o->lr_ratio_b
+                                                      : 1,
+                                .weight_decay = part == ADAPTER_BIAS ? 0 : o->weight_decay};
+}
+
+// Alike neighbours are one group.
 static int make_groups(struct step_engine *e, struct error *err) {
     const struct adapter *adapter = e->lora->adapter;
     int n = ADAPTER_PARTS * adapter->n_modules;
@@ -13,14 +25,14 @@ static int make_groups(struct step_engine *e, struct error *err) {
     for (int i = 0; i < n; i++) {
         enum adapter_part part = i % ADAPTER_PARTS;
         int64_t size = adapter_part_size(&adapter->modules[i / ADAPTER_PARTS], part);
-        float ratio = part == ADAPTER_B ? e->options.lr_ratio_b : 1.0f;
+        struct param_group group = group_of(&e->options, &adapter->modules[i / ADAPTER_PARTS], part);
         struct param_group *last = e->n_groups ? &e->groups[e->n_groups - 1] : NULL;
         if (size == 0) continue;
-        if (last && last->lr_ratio == ratio)
-            last->end += size;
+        group.begin = at, group.end = at += size;
+        if (last && last->lr_ratio == group.lr_ratio && last->weight_decay == group.weight_decay)
+            last->end = at;
         else
-            e->groups[e->n_groups++] = (struct param_group){at, at + size, ratio, e->options.weight_decay};
-        at += size;
+            e->groups[e->n_groups++] = group;
     }
     return 0;
 }
@@ -43,6 +55,7 @@ static int program(struct step_engine *e, int32_t rows, int32_t max_seqs, struct
                         .training = true,
                         .neftune_alpha = e->options.neftune_alpha,
                         .checkpoint = e->options.checkpoint,
+                        .balance = e->options.balance,
                         .n_spans = 1,
                         .spans = {{0, rows, e->lora->number}}};
     bool summed = e->lora->sum.buffer != e->lora->grads.buffer;
@@ -93,19 +106,27 @@ int step_record(struct step_engine *e, const int32_t *buckets, int n_buckets, in
     return update(e, err);
 }
 
-int step_begin(struct step_engine *e, int64_t step, double lr, double weight, struct error *err) {
+int step_begin(struct step_engine *e, int64_t step, int64_t micro_batches, double lr, double weight,
+               struct error *err) {
+    e->aux_sum = 0, e->micro_batches = micro_batches;
     struct step_scalars scalars = {.lr = lr,
                                    .step = (double)(step + 1),
                                    .denominator = weight,
                                    .max_grad_norm = e->options.max_grad_norm,
                                    .seed = e->options.seed,
-                                   .random_step = (uint32_t)step};
+                                   .random_step = (uint32_t)step,
+                                   .micro_batches = (uint32_t)micro_batches};
     if (device_write(&e->session->device, e->session->decoder.scalars, &scalars, sizeof scalars, err)) return -1;
     return clear(e, err);
 }
 
 int step_micro(struct step_engine *e, const struct batch *batch, struct error *err) {
-    return decoder_load(&e->session->decoder, batch, err) || program(e, batch->rows, batch->max_seqs, err) ? -1 : 0;
+    struct decoder *d = &e->session->decoder;
+    double aux = 0;
+    if (decoder_load(d, batch, err) || program(e, batch->rows, batch->max_seqs, err)) return -1;
+    if (e->options.balance > 0 && decoder_balance(d, &aux, err)) return -1;
+    e->aux_sum += aux;
+    return 0;
 }
 
 int step_end(struct step_engine *e, struct step_result *result, struct error *err) {
@@ -113,6 +134,7 @@ int step_end(struct step_engine *e, struct step_result *result, struct error *er
     if (update(e, err) || lora_refresh(e->lora, err)) return -1;
     if (device_read(&e->session->device, &s, e->session->decoder.scalars, sizeof s, err)) return -1;
     *result = (struct step_result){.loss = s.weight_sum > 0 ? s.loss_sum / s.weight_sum : 0,
+                                   .aux_loss = e->aux_sum / (double)e->micro_batches,
                                    .weight = s.weight_sum,
                                    .grad_norm = s.grad_norm,
                                    .nonfinite = s.nonfinite != 0};

@@ -11,7 +11,9 @@ struct step_options {
     double max_grad_norm; // 0 = off
     float beta1, beta2, eps;
     float weight_decay;
-    float lr_ratio_b; // LoRA+: learning rate of B over that of A
+    // LoRA+: learning rates of B, and of an adapter on the embedding, over that of A
+    float lr_ratio_b, lr_ratio_embedding;
+    float balance; // weight of the load-balancing loss; 0 = off
     uint64_t seed;
 };
 
@@ -19,12 +21,15 @@ struct step_engine {
     struct session *session; // borrowed
     struct lora *lora;       // borrowed
     struct step_options options;
+    double aux_sum; // over the micro-batches of the running step
+    int64_t micro_batches;
     struct param_group *groups;
     int n_groups;
 };
 
 struct step_result {
     double loss;      // mean over trained tokens of the step
+    double aux_loss;  // load-balancing loss, not weighed, mean over micro-batches; 0 where it is off
     double weight;    // trained tokens
     double grad_norm; // before clipping
     bool nonfinite;   // gradient held NaN or infinity: parameters are unchanged
@@ -37,6 +42,7 @@ void step_close(struct step_engine *engine);
 int step_record(struct step_engine *engine, const int32_t *buckets, int n_buckets, int32_t max_seqs, struct error *err);
 
 // begin, micro (1 .. accumulate times), end. `step` is 0-based; `weight` the trained tokens of the whole step.
-int step_begin(struct step_engine *engine, int64_t step, double lr, double weight, struct error *err);
+int step_begin(struct step_engine *engine, int64_t step, int64_t micro_batches, double lr, double weight,
+               struct error *err);
 int step_micro(struct step_engine *engine, const struct batch *batch, struct error *err);
 int step_end(struct step_engine *engine, struct step_result *result, struct error *err);

@@ -78,6 +78,7 @@ static int log_step(struct trainer *t, const struct step_result *r, double lr, i
         .total = t->total_steps,
         .epoch = (double)t->state.step / (double)t->steps_per_epoch,
         .loss = r->loss,
+        .aux_loss = t->engine.options.balance > 0 ? r->aux_loss : -1,
         .grad_norm = r->grad_norm,
         .lr = lr,
         .tokens = tokens,
@@ -141,7 +142,9 @@ static int one_step(struct trainer *t, bool *epoch_end, struct error *err) {
     struct step_result result;
     double start = clock_now();
     int64_t tokens = 0;
-    if (locate(t, t->state.step, &step, err) || step_begin(&t->engine, step.step, step.lr, step.weight, err)) return -1;
+    if (locate(t, t->state.step, &step, err) ||
+        step_begin(&t->engine, step.step, step.count, step.lr, step.weight, err))
+        return -1;
     for (int64_t i = 0; i < step.count; i++) {
         if (stop_requested) return stop(t, err);
         if (loader_batch(t->loader, step.epoch, step.first + i, &t->batch, err) ||
@@ -254,6 +257,7 @@ static int start(struct trainer *t, struct error *err) {
     t->evaluator.between = t->probe.between = t->session.generator.between = between_pieces;
     t->evaluator.context = t->probe.context = t->session.generator.context = t;
     if (t->options.resume && trainer_resume(t, err)) return -1;
+    if (t->state.step == 0 && trainer_start_pissa(t, err)) return -1;
     if (runlog_open(t->config->output_dir, t->state.log_bytes, t->state.step, t->config->use_tensorboard, &t->log, err))
         return -1;
     announce(t);

@@ -67,6 +67,8 @@ void trainer_install_signals(void);
 int trainer_make_adapter(struct trainer *trainer, struct error *err); // in host memory: trainer->adapter
 // The new adapter that a configuration asks for, as shapes alone (adapter->outline). The caller frees it.
 int outline_adapter(const struct run_config *config, const struct model *model, struct adapter *out, struct error *err);
+int trainer_record_pissa(struct trainer *trainer, struct error *err); // what that takes, into the plan
+int trainer_start_pissa(struct trainer *trainer, struct error *err);  // the adapter's first numbers, from the base
 void trainer_copy_base(struct trainer *trainer); // of a new adapter: what stands in place of the base's numbers
 
 // --- resume.c

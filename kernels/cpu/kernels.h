@@ -40,9 +40,14 @@ size_t cpu_columns_workspace(const struct op_call *call, bool backward, int thre
 int cpu_row_norms(struct backend *backend, const struct op_call *call, struct error *err);
 size_t cpu_row_norms_workspace(const struct op_call *call, bool backward, int threads);
 
+// dropout.c
+CPU_KERNEL(dropout);
+
 // moe.c
 CPU_KERNEL(moe_route);
 size_t cpu_moe_route_workspace(const struct op_call *call, bool backward, int threads);
+CPU_KERNEL(moe_balance); // balance.c
+size_t cpu_moe_balance_workspace(const struct op_call *call, bool backward, int threads);
 CPU_KERNEL(moe_gather);
 CPU_KERNEL(moe_linear_group);
 size_t cpu_moe_linear_group_workspace(const struct op_call *call, bool backward, int threads);

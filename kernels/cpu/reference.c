@@ -1,5 +1,7 @@
 // The specification of every op that goes over rows, and of the optimiser: see reference.h.
 #include "kernels/cpu/reference.h"
+
+#include "kernels/cpu/kernels.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/reference_view.h"
 #include "kernels/random.h"
@@ -350,8 +352,10 @@ int reference_forward(struct cpu_backend *b, const struct op_call *call, struct 
     case OP_GATE: return reference_gate(b, call), 0;
     case OP_COLUMNS: return reference_columns(b, call), 0;
     case OP_ROW_NORMS: return reference_row_norms(b, call, err);
+    case OP_DROPOUT: return cpu_dropout_forward(&b->base, call, err);
     case OP_MLA_KEYS: return reference_mla_keys(b, call), 0;
     case OP_MOE_ROUTE: return reference_moe_route(b, call, err);
+    case OP_MOE_BALANCE: return cpu_moe_balance_forward(&b->base, call, err);
     case OP_MOE_GATHER: return reference_moe_gather(b, call), 0;
     case OP_MOE_LINEAR_GROUP: return moe_each_expert(b, call, reference_linear_group, err);
     case OP_MOE_COMBINE: return reference_moe_combine(b, call), 0;
@@ -384,8 +388,10 @@ int reference_backward(struct cpu_backend *b, const struct op_call *call, struct
     case OP_ACT: return act_backward(b, call), 0;
     case OP_GATE: return reference_gate_backward(b, call), 0;
     case OP_COLUMNS: return reference_columns_backward(b, call), 0;
+    case OP_DROPOUT: return cpu_dropout_backward(&b->base, call, err);
     case OP_MLA_KEYS: return reference_mla_keys_backward(b, call), 0;
     case OP_MOE_ROUTE: return reference_moe_route_backward(b, call, err);
+    case OP_MOE_BALANCE: return cpu_moe_balance_backward(&b->base, call, err);
     case OP_MOE_GATHER: return reference_moe_gather_backward(b, call), 0;
     case OP_MOE_LINEAR_GROUP: return moe_each_expert(b, call, reference_linear_group_backward, err);
     case OP_MOE_COMBINE: return reference_moe_combine_backward(b, call), 0;

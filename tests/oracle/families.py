@@ -281,6 +281,15 @@ CASES.update({
                   {"drop": ["head_dim"], "lora": {"trainable_token_indices": [17, 4, 90]}}),
     "lora-rows-tied": ("llama", variant(num_hidden_layers=1, tie_word_embeddings=True), ["o_proj"],
                        {"lora": {"trainable_token_indices": {"embed_tokens": [17, 4, 90]}}}),
+    "lora-pissa": ("llama", variant(num_hidden_layers=1, attention_bias=True), ["q_proj", "o_proj", "down_proj"],
+                   {"lora": {"init_lora_weights": "pissa", "rank_pattern": {"o_proj": 2}}}),
+    # The load-balancing loss of routers, of all rows as one batch; a large weight, so that it shows in the gradients.
+    "lora-aux-mixtral": ("mixtral", variant(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, sliding_window=None,
+                                            output_router_logits=True, router_aux_loss_coef=0.7), ["v_proj", "o_proj"],
+                         {"parameters": ["experts.down_proj"], "drop": ["head_dim"]}),
+    "lora-aux-qwen3-moe": ("qwen3_moe", variant(moe_intermediate_size=12, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True,
+                                                num_hidden_layers=3, mlp_only_layers=[1], output_router_logits=True, router_aux_loss_coef=0.7),
+                           ["k_proj"], {"parameters": ["mlp.gate.weight"]}),
 })
 
 # The committed fixtures have these as a GGUF, too: every architecture of model/families.c once.
@@ -411,12 +420,17 @@ def attach(model, targets, options, seed):
     config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, lora_dropout=0.0, target_modules=targets or None,
                         target_parameters=options.get("parameters"), **options.get("lora", {}))
     model = get_peft_model(model, config)
+    if config.init_lora_weights == "pissa":  # saved below as PEFT converts it: to an ordinary LoRA of twice the rank
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(options["initial"])
     generator = torch.Generator().manual_seed(seed + 2)
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         with torch.no_grad():
-            if "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
+            if config.init_lora_weights is True and options.get("initial"):
+                p.add_(torch.empty(p.shape, dtype=torch.float64).uniform_(-0.1, 0.1, generator=generator).to(p.dtype))
+            elif "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
                 p.copy_(torch.empty(p.shape, dtype=torch.float64).uniform_(-0.3, 0.3, generator=generator).to(p.dtype))
             elif "lora_magnitude" in name:
                 p.mul_(torch.empty(p.shape, dtype=torch.float64).uniform_(0.8, 1.25, generator=generator).to(p.dtype))
@@ -461,8 +475,13 @@ def make(name, out, seed):
     model = kind.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
     if source != folder:
         shutil.rmtree(source)
+    if options.get("lora", {}).get("init_lora_weights") == "pissa":
+        options["initial"] = folder + ".initial/pissa_init"
     model = attach(model, targets, options, seed)
-    model.save_pretrained(os.path.join(folder, "adapter"))
+    conversion = {"path_initial_model_for_weight_conversion": options["initial"]} if "initial" in options else {}
+    model.save_pretrained(os.path.join(folder, "adapter"), **conversion)
+    if conversion:
+        shutil.rmtree(folder + ".initial")
     for extra in ("README.md",):
         path = os.path.join(folder, "adapter", extra)
         if os.path.exists(path):
@@ -478,16 +497,26 @@ def make(name, out, seed):
     usual = [9, 7] if name.startswith("lora-") else [21] if "gguf" in options else [29, 17]
     rows = rows_of(seed, options.get("rows", usual), ids)
     trained = sum(int((labels[1:] != -100).sum()) for _, labels in rows)
-    expected, total = {}, 0.0
+    expected, total, router_logits = {}, 0.0, []
     for i, (ids, labels) in enumerate(rows):
-        logits = model(input_ids=ids[None]).logits[0].float()
+        out = model(input_ids=ids[None])
+        logits = out.logits[0].float()
         loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum")
-        (loss / trained).backward()
+        balanced = getattr(model.config, "output_router_logits", False)
+        (loss / trained).backward(retain_graph=balanced)
+        if balanced:
+            router_logits.append(out.router_logits)
         total += loss.item()
         expected[f"row{i}.ids"] = ids.to(torch.int32)
         expected[f"row{i}.labels"] = labels.to(torch.int32)
         expected[f"row{i}.logits"] = logits.detach().contiguous()
     expected["loss"] = torch.tensor([total / trained])
+    if router_logits:
+        balance = sys.modules[type(model.get_base_model()).__module__].load_balancing_loss_func
+        together = tuple(torch.cat(layer) for layer in zip(*router_logits))
+        aux = balance(together, together[0].shape[-1], model.config.num_experts_per_tok)
+        (model.config.router_aux_loss_coef * aux).backward()
+        expected["aux_loss"] = aux.detach().reshape(1)
     gradients = gradients_by_key(model)
     wanted = sum(p.requires_grad for p in model.parameters())
     if len(gradients) != wanted:

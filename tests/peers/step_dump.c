@@ -64,7 +64,7 @@ static int run(struct dump *d, const char *path, bool with_logits, struct error 
     if (with_logits && logits(d, t->batch.rows, NULL, err)) return -1;
     if (trainer_start_device(t, err)) return -1;
     d->entries = pool_array(&d->pool, 2 * (uint64_t)t->adapter.n_modules + 2, sizeof *d->entries);
-    if (step_begin(&t->engine, 0, 0, t->batch.weight, err) || step_micro(&t->engine, &t->batch, err)) return -1;
+    if (step_begin(&t->engine, 0, 1, 0, t->batch.weight, err) || step_micro(&t->engine, &t->batch, err)) return -1;
     if (gradients(d, t->batch.weight, err) || step_end(&t->engine, &result, err)) return -1;
     add(d, "loss", 1, 1)[0] = (float)result.loss;
     if (with_logits) {
