@@ -23,6 +23,8 @@ import bitsandbytes.functional as bnb
 import torch
 from safetensors.torch import load_file
 
+import four_bits
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TYPES = {"nf4": ("nf4", True, ["--to", "nf4"]), "nf4-single": ("nf4", False, ["--to", "nf4", "--no-double-quant"]),
          "fp4": ("fp4", True, ["--to", "fp4"]), "int8": ("int8", False, ["--to", "int8"])}
@@ -80,23 +82,6 @@ def golden(path):
 LOGITS = 1e-4  # of the largest log-probability
 
 
-def decode_as_defined():
-    """bitsandbytes 0.50.2 with AVX-512 decodes 4 bits wrongly where a row is no whole number of blocks: its plain code instead."""
-    import bitsandbytes
-    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
-
-    def plain(packed, state, *_, **__):
-        absmax = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
-        return _dequantize_4bit_compute(packed.reshape(-1), absmax.float(), state.code.float(), state.blocksize, tuple(state.shape), state.dtype)
-
-    def matmul(a, b, quant_state=None, out=None, bias=None, **_):
-        # Module weights are (out, in); torch stores them flat and hands over the transposed view.
-        return torch.nn.functional.linear(a, plain(b.t() if b.shape[0] == 1 else b, quant_state).to(a.dtype), bias)
-
-    bitsandbytes.matmul_4bit = matmul
-    sys.modules["bitsandbytes.nn.modules"].bnb.matmul_4bit = matmul
-
-
 def logprobs_of_transformers(folder, rows):
     from transformers import AutoModelForCausalLM
 
@@ -104,13 +89,7 @@ def logprobs_of_transformers(folder, rows):
     kinds = {type(m).__name__ for m in model.modules()}
     if "Linear4bit" not in kinds:
         raise RuntimeError(f"loaded without 4-bit linears: {sorted(kinds)}")
-    for p in model.parameters():  # whatever dtype asks for, what is not packed is loaded in the type of config.json
-        if p.dtype.is_floating_point:
-            p.data = p.data.float()
-    for m in model.modules():
-        if hasattr(m, "compute_dtype"):
-            m.compute_dtype, m.compute_type_is_set = torch.float32, True
-            m.support_avx512bf16_for_cpu = False  # else products are of bf16 numbers, from another layout of the weights
+    four_bits.in_float32(model)
     with torch.no_grad():
         out = []
         for row in rows:
@@ -151,7 +130,7 @@ def live(graft, seed):
     import families
 
     print(f"seed {seed}")
-    decode_as_defined()
+    four_bits.decode_as_defined()
     passed = failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         for base in BASES:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import four_bits
 import hot_swap
 import peer
 from peer import Checks, load_file, save_file
@@ -86,21 +87,15 @@ def load_written(folder):
 
 
 def load_nf4(folder):
+    """bf16 weights packed while loading, the rest in float32."""
     from transformers import BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
-    )
-    return widened(load_folder(folder, dtype=torch.bfloat16, quantization_config=config))
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return four_bits.in_float32(load_folder(folder, dtype=torch.bfloat16, quantization_config=config))
 
 
-def widened(model):
-    """As PEFT's prepare_model_for_kbit_training: what is not packed becomes float32.  Packed weights stay of the type they
-    were made from, bf16: they are decoded to that, then widened."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-    return model
+def load_written(folder):
+    return four_bits.in_float32(load_folder(folder, dtype=torch.bfloat16))
 
 
 def size_of(path):
@@ -175,9 +170,10 @@ def oracle_logprobs(model, rows):
 
 
 def timed_train(config, environment):
-    """Our training as a process of its own: (seconds until the line before the first step, largest resident bytes, those
-    of the program and its libraries).  Not ru_maxrss: a child's begins at that of the Python it came from."""
-    start, begun, resident, program = time.monotonic(), None, 0, 0
+    """Our training as a process of its own: (seconds until the line before the first step, largest resident bytes up to
+    the last step and up to the end, those of the program and its libraries).  Not ru_maxrss: a child's begins at that of
+    the Python it came from."""
+    start, begun, steps, resident, program = time.monotonic(), None, 0, 0, 0
     with subprocess.Popen([peer.GRAFT, "train", str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           cwd=peer.ROOT, env=environment) as process:
         said = []
@@ -186,9 +182,10 @@ def timed_train(config, environment):
             if begun is None and line.startswith("run: "):
                 begun = time.monotonic() - start
             resident, program = max(resident, high_water(process.pid)), max(program, program_pages(process.pid))
+            steps = resident if line.startswith("step ") else steps
     if process.returncode != 0:
         raise SystemExit(f"FAIL graft train {config}: exit code {process.returncode}\n" + "".join(said[-8:]))
-    return begun, resident, program
+    return begun, (steps, resident), program
 
 
 def high_water(pid):
@@ -218,11 +215,13 @@ def relative(a, b):
 
 def check_memory(checks, base, config, resident, program, environment):
     plan = json.loads(peer.run([peer.GRAFT, "plan", config, "--json"], env=environment))["peak_bytes"]
-    pages = base.pages() + (config.parent / "start" / "adapter_model.safetensors").stat().st_size
-    bound = MEMORY_SHARE * (plan + pages + program)
-    mib = [round(x / 2**20) for x in (resident, plan, pages, program)]
-    figure = f"{mib[0]} MiB; plan {mib[1]} + pages of base and first adapter {mib[2]} + the program's own {mib[3]}"
-    checks.check(f"{base.name}: resident memory", resident <= bound, figure)
+    files = {"base": base.pages()}
+    for when, peak in zip(("while training", "to the end"), resident):
+        bound = MEMORY_SHARE * (plan + sum(files.values()) + program)
+        parts = [f"{name} {round(size / 2**20)}" for name, size in (("plan", plan), *files.items(), ("program", program))]
+        checks.check(f"{base.name}: resident memory {when}", peak <= bound, f"{round(peak / 2**20)} MiB; {' + '.join(parts)}")
+        # What it wrote is read back: mapped, too.
+        files["adapter files"] = sum((config.parent / "run" / f).stat().st_size for f in ("adapter_model.safetensors", "adapter.gguf"))
 
 
 def check_start(checks, base, folder, rows, environment):
@@ -294,12 +293,12 @@ def check_base(checks, base, train_rows, held_rows, environment):
     return ours, folder
 
 
-def check_smollm(checks, environment):
+def check_smollm(checks, environment, only):
     tok = peer.tokenizer()
     chats, rows = chat_rows(tok, STEPS * ACCUMULATION + 8)
     train, held = rows[: STEPS * ACCUMULATION], rows[STEPS * ACCUMULATION :]
     losses = {}
-    for base in smollm():
+    for base in [base for base in smollm() if only in (None, base.name)]:
         losses[base.name], folder = check_base(checks, base, train, held, environment)
         peer.write_jsonl(folder / "chats.jsonl", chats[: STEPS * ACCUMULATION])
         data = [{"path": str(folder / "chats.jsonl"), "type": "chat_template"}]
@@ -307,6 +306,8 @@ def check_smollm(checks, environment):
         shown = [json.loads(line) for line in peer.run([peer.GRAFT, "check", config, "--json"], env=environment).split("\n") if line]
         same = [a["ids"] == b["input_ids"] for a, b in zip([r for r in shown if "ids" in r], train)]
         checks.check(f"{base.name}: the same ids from text", len(same) == len(train) and all(same), f"{sum(same)} of {len(train)} rows")
+    if only:
+        return
     checks.check("nf4: quantised on the way in and beforehand, the same bits", losses["nf4"] == losses["nf4-written"])
     apart = max(relative(a, b) for a, b in zip(losses["gguf"], losses["bf16"]))
     checks.must_fail("nf4 taken for bf16", max(relative(a, b) for a, b in zip(losses["bf16"], losses["nf4"])) <= LOSS_TOLERANCE)
@@ -361,13 +362,14 @@ def check_served(checks, base, folder, environment):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--only", choices=["smollm", "gemma"])
+    arguments.add_argument("--only", choices=["gguf", "bf16", "nf4", "nf4-written", "gemma"])
     options = arguments.parse_args()
     environment = {**os.environ, "GRAFT_CACHE": str(peer.fresh_folder("real-cache"))}
+    four_bits.decode_as_defined()
     checks = Checks()
     if options.only != "gemma":
-        check_smollm(checks, environment)
-    if options.only != "smollm":
+        check_smollm(checks, environment, options.only)
+    if options.only in (None, "gemma"):
         check_gemma(checks, environment)
     return checks.close()
 
