@@ -122,6 +122,7 @@ static const char *const working[] = {
     // the next fifty
     "load_in_4bit",
     "load_in_8bit",
+    "quantize_moe_experts",
     "bnb_config_kwargs",
     "bnb_config_kwargs.bnb_4bit_quant_type",
     "bnb_config_kwargs.bnb_4bit_use_double_quant",
@@ -227,7 +228,6 @@ static const char *const without_effect[] = {
     "mlflow_run_name",
 };
 static const char *const later[] = {
-    "quantize_moe_experts",
     "tokenizer_config",
     "model_config.rope_scaling",
     "special_tokens.eos_token",

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -21,14 +20,13 @@ import typing
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
 import four_bits
 import hot_swap
 import peer
-from peer import Checks, load_file, save_file
+from peer import Checks, save_file
+from peft_oracle import forward, relative, trained_count
 
 STEPS, ACCUMULATION, LEARNING_RATE = 20, 2, 5e-4
 LOSS_TOLERANCE = 1e-3  # relative, each step
@@ -128,16 +126,6 @@ def chat_rows(tok, count):
     return rows, out
 
 
-def forward(model, row):
-    ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
-    logits = model(input_ids=ids, use_cache=False).logits[0].float()
-    return logits, F.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum")
-
-
-def trained_count(rows):
-    return sum(label != -100 for row in rows for label in row["labels"][1:])
-
-
 def oracle_losses(model, rows):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
@@ -209,10 +197,6 @@ def program_pages(pid):
     return total
 
 
-def relative(a, b):
-    return abs(a - b) / max(abs(a), 1e-12)
-
-
 def check_memory(checks, base, config, resident, program, environment):
     plan = json.loads(peer.run([peer.GRAFT, "plan", config, "--json"], env=environment))["peak_bytes"]
     files = {"base": base.pages()}
@@ -265,7 +249,8 @@ def check_base(checks, base, train_rows, held_rows, environment):
     """Trains both, compares; the losses of ours, and its output folder."""
     folder = peer.fresh_folder(f"real-{base.name}")
     model = peer.make_adapter(base.load(), folder / "start", **SPEC)
-    config = write_config(folder, "run", base, train_rows)
+    timed_train(write_config(folder, "first", base, train_rows[:2], max_steps=1, gradient_accumulation_steps=1), environment)
+    config = write_config(folder, "run", base, train_rows)  # not the first: that one may have quantised the base
     _, resident, program = timed_train(config, environment)
     ours = [row["loss"] for row in peer.read_jsonl(folder / "run" / "log.jsonl") if "loss" in row]
     want = oracle_losses(model, train_rows)
