@@ -111,7 +111,7 @@ def experts_in_one_tensor_stay_unless_asked():
         four = [f"{SHAPES}/{name}.json", "load_in_4bit=true", "lora_target_modules=[q_proj]"]
         kept, asked = plan(*four), plan(*four, "quantize_moe_experts=true")
         ratio = kept["classes"]["base"] / asked["classes"]["base"]
-        check(ratio > 3.5 if stacked else ratio == 1, f"{name}: base {ratio:.2f} times as large without quantize_moe_experts")
+        check(ratio > 3 if stacked else ratio == 1, f"{name}: base {ratio:.2f} times as large without quantize_moe_experts")
         check(kept["base_bytes"]["bf16"] == asked["base_bytes"]["bf16"], "bf16 differs")
         text = graft("plan", config(), f"base_model={four[0]}", *four[1:]).stdout
         check(("quantize_moe_experts" in text) == stacked, text)
