@@ -76,15 +76,6 @@ def load_folder(folder, **options):
     return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **options}).eval()
 
 
-def load_written(folder):
-    """Products in float32, the rest as the file says."""
-    model = widened(load_folder(folder, dtype=torch.bfloat16))
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = torch.float32
-    return model
-
-
 def load_nf4(folder):
     """bf16 weights packed while loading, the rest in float32."""
     from transformers import BitsAndBytesConfig
