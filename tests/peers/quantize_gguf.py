@@ -237,7 +237,7 @@ TEXTS = ["The capital of France is Paris, and the capital of Italy is Rome.", "W
 
 
 def differences(c, a, scratch, model, rows):
-    """Of every token of the rows, and whether the tokens that the server then chooses have our probability."""
+    """Of every token of the rows, and of the tokens that the server then chooses."""
     server = hot_swap.Llama(model, [], peer.THREADS, len(rows), os.path.join(scratch, "server.log"))
     try:
         theirs = server.logprobs(rows)
@@ -250,15 +250,15 @@ def differences(c, a, scratch, model, rows):
     peer.write_jsonl(path, [{"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)} for ids in longer])
     mine = ours(a, scratch, model, path)
     d = np.abs(np.array([v for row, values in zip(rows, mine) for v in values[:len(row["ids"]) - 1]]) - np.array(theirs))
-    same = [abs(x - t["logprob"]) < 0.35 for answer, values in zip(answers, mine) for x, t in zip(values[-8:], answer)]
-    return d, sum(same), len(same)
+    chosen = [abs(x - t["logprob"]) for answer, values in zip(answers, mine) for x, t in zip(values[-8:], answer)]
+    return d, np.array(chosen)
 
 
 def check_real(c, a, scratch):
     """The base in some types: as close to llama.cpp as a file that llama.cpp's own tools packed."""
     chat = peer.tokenizer()
     rows = [{"ids": ids, "trained": [1] * len(ids)} for ids in (chat(text)["input_ids"] for text in TEXTS)]
-    control, _, _ = differences(c, a, scratch, peer.BASE, rows)
+    control, _ = differences(c, a, scratch, peer.BASE, rows)
     limit = 1.5 * np.median(control) + 5e-3
     print(f"   {peer.BASE_NAME}, packed by llama.cpp: {len(control)} tokens, median {np.median(control):.1e}, largest {control.max():.1e}")
     for to in ["f16", *SERVED]:
@@ -266,10 +266,12 @@ def check_real(c, a, scratch):
         done = graft(a, "quantize", peer.f32_gguf(), "--to", to, "--out", file)
         if not c.problem(f"base to {to}", done.stderr if done.returncode else None):
             continue
-        d, same, total = differences(c, a, scratch, file, rows)
+        d, chosen = differences(c, a, scratch, file, rows)
         good = d.max() <= PLAIN_LARGEST and np.median(d) <= PLAIN_MEDIAN if to == "f16" else np.median(d) <= limit
         c.check(f"base, {to}: llama.cpp's log-probabilities are ours", good, f"{len(d)} tokens, median {np.median(d):.1e}, largest {d.max():.1e}")
-        c.check(f"base, {to}: greedy answers", same >= 0.9 * total, f"{same} of {total} tokens have our probability")
+        # Activations are rounded in blocks of 256 beside K-quants, of 32 beside Q4_1: a little more than the control's.
+        same = np.mean(chosen < 1.5 * control.max())
+        c.check(f"base, {to}: greedy answers", same >= 0.9, f"{len(chosen)} tokens, median {np.median(chosen):.1e}, largest {chosen.max():.1e}")
         os.unlink(file)
 
 
