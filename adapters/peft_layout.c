@@ -71,6 +71,7 @@ static void pair_at(struct pool *pool, const struct module *m, bool sibling, int
         out->rows = b ? rows : all, out->cols = b ? all : in;
         break;
     }
+    case MODULE_NORM: break; // has no pair
     case MODULE_EMBEDDING: // an adapter on it is looked up, not multiplied
         out->key = pool_printf(pool, "%s%s.lora_embedding_%c", PREFIX, m->hf_name, b ? 'B' : 'A');
         out->rows = b ? m->in : r, out->cols = b ? r : m->out;
@@ -100,7 +101,9 @@ bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned 
     struct adapter_shape s = adapter_part_shape(m, p);
     out->part = p, out->n_dims = single[p].n_dims;
     out->rows = s.rows, out->cols = s.cols;
-    out->key = pool_printf(pool, "%s%s.%s", PREFIX, m->module->hf_name, single[p].ending);
+    // Beside A and B, the bias is that of what PEFT wrapped.
+    const char *ending = p == ADAPTER_BIAS && !(parts & PAIR) ? "bias" : single[p].ending;
+    out->key = pool_printf(pool, "%s%s.%s", PREFIX, m->module->hf_name, ending);
     return out->key != NULL;
 }
 

@@ -154,7 +154,7 @@ static const struct key_choice inits[] = {
 static const struct key_choice biases[] = {
     {"none", CONFIG_BIAS_NONE, KEY_WORKS, NULL},
     {"lora_only", CONFIG_BIAS_LORA_ONLY, KEY_WORKS, NULL},
-    {"all", 0, KEY_NOT_YET, NULL},
+    {"all", CONFIG_BIAS_ALL, KEY_WORKS, NULL},
     {0},
 };
 
@@ -193,7 +193,10 @@ const struct config_key keys_adapter[] = {
          "Train magnitude and direction apart (DoRA), on the linears of layers. With `lora_dropout` the base is "
          "multiplied "
          "twice. llama.cpp's adapter file cannot hold it."),
-    ENUM(peft_bias, biases, "none", "Biases that are trained: `lora_only`, those of adapted linears that have one."),
+    ENUM(peft_bias, biases, "none",
+         "Biases that are trained: `lora_only`, those of adapted linears that have one; `all`, every parameter that is "
+         "called bias: of any linear, of norms and of the head, not those of stacked experts. llama.cpp's adapter file, "
+         "MLX's and `graft merge` cannot hold them."),
     ENUM(peft_init_lora_weights, inits, "true",
          "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "
          "the largest singular vectors of an unpacked base, which is trained less these; `pissa_niter_N` finds them by "

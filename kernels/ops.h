@@ -95,6 +95,7 @@ struct table_adapter {
     struct tensor keys;                 // (T, 2) u32, read with dropout
     struct tensor full, dfull;          // (V, D) f32
     struct tensor rows, drows, row_ids; // (n, D) f32; (n, 1) i32
+    struct tensor bias, dbias;          // (1, V) f32: of the head alone, in place of its own
 };
 
 struct linear_part {
@@ -172,6 +173,7 @@ union op_params {
         int groups;    // D / groups columns are normed together (heads); 1 = whole rows
         bool plus_one; // multiply by 1 + w
         float scale;   // of r in OP_ADD_NORM
+        struct tensor own_bias, dbias; // (1, D) or (1, D / groups) f32: a trained bias in place of it; db = sum dy
     } norm;            // OP_NORM, OP_ADD_NORM
     struct {
         float scale;

@@ -1,7 +1,8 @@
 // OP_TOKEN_LOGPROB and OP_LOGITS. Rows that count are gathered in chunks, so that logits exist for a chunk of rows at a
 // time and for no row that nobody asks about:
 //   z = cap(logit_scale * h W^T),  lse = log sum e^z,  logp = z[target] - lse,  dz = (g onehot + s softmax) z'
-// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W;
+// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W, or
+// of the bias;
 // its gradients are added chunk by chunk in the pass that computes dz. with g = -weight, s = weight when the gradient
 // of the loss is wanted at once (fused), else g = dlogp, s = dlse - dlogp.
 #include "kernels/cpu/gemm.h"
@@ -15,6 +16,7 @@
 #include <string.h>
 
 enum { STRETCH = 1024 }; // rows of the vocabulary whose products are summed in one chain
+enum { BIAS_TASK = 256 };
 
 struct head {
     const struct cpu_backend *b;
@@ -160,6 +162,7 @@ struct table_product {
     float *u, *own, *z;
     int64_t ldz;
     void *gemm_workspace;
+    const struct weight *bias;
 };
 
 static struct gemm_source of_tensor(const struct cpu_backend *b, const struct tensor *t) {
@@ -178,6 +181,15 @@ static struct gemm_dropout head_dropout(const struct cpu_backend *b, const struc
                                  .p = on->dropout};
 }
 
+// The bias that counts: the adapter's as a weight, or the base's. NULL = none.
+static const struct weight *bias_of(const struct cpu_backend *b, const struct op_call *call, struct weight *own) {
+    const struct tensor *t = &call->p.logprob.on.bias;
+    if (!tensor_present(t)) return call->p.logprob.bias;
+    *own = (struct weight){
+        .name = "own bias", .format = quant_format(QUANT_F32), .data = cpu_at(b, t), .rows = 1, .cols = t->cols};
+    return own;
+}
+
 static void put_own(void *context, int64_t i, int thread) {
     (void)thread;
     const struct table_product *p = context;
@@ -185,12 +197,14 @@ static void put_own(void *context, int64_t i, int thread) {
     for (int64_t j = 0; j < on->rows.rows; j++) {
         int32_t id = cpu_i32(p->b, &on->row_ids)[j * on->row_ids.ld];
         float bias = 0;
-        if (p->call->p.logprob.bias) weight_decode(p->call->p.logprob.bias, 0, id, 1, &bias);
+        if (p->bias) weight_decode(p->bias, 0, id, 1, &bias);
         p->z[i * p->ldz + id] = p->own[i * on->rows.rows + j] + bias;
     }
 }
 
 static void table_product(struct table_product *p) {
+    struct weight own_bias;
+    p->bias = bias_of(p->b, p->call, &own_bias);
     const struct gemm_isa *isa = p->b->isa->gemm;
     const struct weight *w = p->call->p.logprob.w;
     const struct table_adapter *on = &p->call->p.logprob.on;
@@ -225,7 +239,7 @@ static void table_product(struct table_product *p) {
         job.n_terms = 2;
     }
     if (tensor_present(&on->full)) sources[0] = of_tensor(p->b, &on->full), sources[0].n = w->rows;
-    job.n = w->rows, job.c = p->z, job.ldc = p->ldz, job.bias = p->call->p.logprob.bias;
+    job.n = w->rows, job.c = p->z, job.ldc = p->ldz, job.bias = p->bias;
     gemm_run(p->b->threads, isa, &job, 1, p->gemm_workspace);
     if (!tensor_present(&on->rows)) return;
     sources[0] = of_tensor(p->b, &on->rows), sources[0].n = on->rows.rows;
@@ -397,10 +411,27 @@ static void table_gradients(struct head *h) {
     run_job(h, job, &term);
 }
 
+// db += dz, summed over the rows of the chunk: blocks of columns, each of one thread.
+static void bias_gradient(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct head *h = context;
+    const struct tensor *db = &h->call->p.logprob.on.dbias;
+    int64_t v = db->cols, begin = i * BIAS_TASK, n = v - begin < BIAS_TASK ? v - begin : BIAS_TASK;
+    double sum[BIAS_TASK] = {0};
+    for (int64_t t = 0; t < h->count; t++) {
+        const float *row = h->logits + t * v;
+        const uint16_t *half = (const uint16_t *)(const void *)row;
+        for (int64_t j = 0; j < n; j++) sum[j] += (double)(h->bf16 ? bf16_to_float(half[begin + j]) : row[begin + j]);
+    }
+    for (int64_t j = 0; j < n; j++) cpu_f32(h->b, db)[begin + j] += (float)sum[j];
+}
+
 // dh, and the gradients of what is trained, from dz.
 static void chunk_gradients(struct head *h) {
     const struct table_adapter *on = &h->call->p.logprob.on;
     int64_t d = h->call->in[0].cols, n = on->rows.rows;
+    if (tensor_present(&on->dbias))
+        threads_run(h->b->threads, (on->dbias.cols + BIAS_TASK - 1) / BIAS_TASK, bias_gradient, h);
     if (n) threads_run(h->b->threads, h->count, take_own, h);
     over_vocabulary(h, &on->full, 1, d, h->dh, h->part);
     if (n) {

@@ -141,7 +141,7 @@ static void logits_row(const struct cpu_backend *b, const struct op_call *call, 
     struct view h = view_of(b, &call->in[0]);
     const struct weight *w = call->p.logprob.w;
     const struct table_adapter *on = &call->p.logprob.on;
-    struct view a = view_of(b, &on->a), bb = view_of(b, &on->b);
+    struct view a = view_of(b, &on->a), bb = view_of(b, &on->b), own_bias = view_of(b, &on->bias);
     double cap = (double)call->p.logprob.soft_cap, scale = (double)call->p.logprob.logit_scale;
     head_dropout(b, call, t, head->factor);
     for (int64_t d = 0; d < w->cols; d++) head->h[d] = view_get(&h, t, d);
@@ -154,7 +154,7 @@ static void logits_row(const struct cpu_backend *b, const struct op_call *call, 
         table_row(b, on, w, v, head->scratch, head->row);
         float bias = 0;
         if (call->p.logprob.bias) weight_decode(call->p.logprob.bias, 0, v, 1, &bias);
-        double sum = (double)bias;
+        double sum = own_bias.p ? view_get(&own_bias, 0, v) : (double)bias;
         for (int64_t d = 0; d < w->cols; d++) sum += head->h[d] * head->row[d];
         for (int64_t r = 0; a.p && r < a.rows; r++) sum += head->u[r] * view_get(&bb, v, r);
         head->z[v] = sum * scale;
@@ -192,6 +192,7 @@ static void head_row_backward(const struct cpu_backend *b, const struct op_call 
     const struct weight *w = call->p.logprob.w;
     const struct table_adapter *on = &call->p.logprob.on;
     struct view a = view_of(b, &on->a), bb = view_of(b, &on->b), da = view_of(b, &on->da), db = view_of(b, &on->db);
+    struct view dbias = view_of(b, &on->dbias);
     double *du = head->u + a.rows;
     for (int64_t d = 0; d < w->cols; d++) head->dh[d] = 0;
     for (int64_t r = 0; a.p && r < a.rows; r++) du[r] = 0;
@@ -200,6 +201,7 @@ static void head_row_backward(const struct cpu_backend *b, const struct op_call 
         table_row(b, on, w, v, head->scratch, head->row);
         for (int64_t d = 0; d < w->cols; d++) head->dh[d] += dz * head->row[d];
         table_row_grad(b, on, v, dz, head->h, w->cols);
+        view_grad(&dbias, 0, v, dz, true);
         for (int64_t r = 0; a.p && r < a.rows; r++) {
             du[r] += dz * view_get(&bb, v, r);
             view_grad(&db, v, r, dz * head->u[r], true);
