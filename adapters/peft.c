@@ -317,7 +317,7 @@ static int read_tensors(struct peft_reader *r, struct adapter *out) {
     for (size_t i = 0; i < r->file->n_entries; i++) {
         bool copy = false;
         for (int k = 0; k < out->n_modules && !r->used[i]; k++)
-            copy |= out->modules[k].r && peft_is_base_copy(out->modules[k].module, r->file->entries[i].name);
+            copy |= peft_is_copy(&out->modules[k], r->file->entries[i].name);
         if (!r->used[i] && !copy) return refuse_unused(r, r->file->entries[i].name);
     }
     out->r = config->r;

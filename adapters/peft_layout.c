@@ -19,11 +19,15 @@ int peft_tensor_count(const struct adapter_module *m, unsigned parts) {
     return n;
 }
 
-bool peft_is_base_copy(const struct module *m, const char *key) {
-    size_t prefix = sizeof PREFIX - 1, n = strlen(m->hf_name);
-    if (m->form != MODULE_EMBEDDING && m->form != MODULE_HEAD) return false;
-    return strncmp(key, PREFIX, prefix) == 0 && strncmp(key + prefix, m->hf_name, n) == 0 &&
-           strcmp(key + prefix + n, ".base_layer.weight") == 0;
+bool peft_is_copy(const struct adapter_module *m, const char *key) {
+    const struct module *module = m->module;
+    size_t prefix = sizeof PREFIX - 1, n = strlen(module->hf_name);
+    if (module->form != MODULE_EMBEDDING && module->form != MODULE_HEAD) return false;
+    if (strncmp(key, PREFIX, prefix) != 0 || strncmp(key + prefix, module->hf_name, n) != 0) return false;
+    const char *ending = key + prefix + n;
+    if (m->r) return strcmp(ending, ".base_layer.weight") == 0;
+    return m->full && m->bias &&
+           (strcmp(ending, ".original_module.bias") == 0 || strcmp(ending, ".modules_to_save.bias") == 0);
 }
 
 // "mlp.experts" of "mlp.experts.gate_up_proj".

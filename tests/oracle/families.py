@@ -453,7 +453,7 @@ def gradients_by_key(model):
     out = {}
     for key, value in saved.items():
         p = by_place.get(value.data_ptr())
-        if p is not None:
+        if p is not None and ".modules_to_save." not in key:  # with bias="all" a module's bias is there twice
             out[key] = p.grad.detach().clone().contiguous()
     return out
 
