@@ -196,7 +196,7 @@ const struct config_key keys_adapter[] = {
     ENUM(peft_bias, biases, "none",
          "Biases that are trained: `lora_only`, those of adapted linears that have one; `all`, every parameter that is "
          "called bias: of any linear, of norms and of the head, not those of stacked experts. llama.cpp's adapter file, "
-         "MLX's and `graft merge` cannot hold them."),
+         "MLX's and merged bases cannot hold them."),
     ENUM(peft_init_lora_weights, inits, "true",
          "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "
          "the largest singular vectors of an unpacked base, which is trained less these; `pissa_niter_N` finds them by "

@@ -2,6 +2,7 @@
 """What a run does beside training: stopping early, the best checkpoint, resuming, memory, what it leaves behind. On a tiny
 model. Closes with "N passed, N failed, N skipped"."""
 import json
+import math
 import os
 import re
 import shutil
@@ -165,6 +166,40 @@ def balance_of_experts_is_trained_and_told():
     expect(78, "no load-balancing loss for 'deepseek_v3'", args=["train", f"{t}/config.yml", "model_config.output_router_logits=true"])
     t = token_run("dense", "llama", "lora_target_modules: [o_proj]")
     expect(78, "has no experts", args=["train", f"{t}/config.yml", "model_config.output_router_logits=true"])
+
+
+@case
+def all_biases_are_trained_and_kept():
+    """Of linears with an adapter and without, of norms, of a head that is trained whole: the same bits after a resume and on any threads, in
+    evaluation what training saw, counted in the plan, and refused where files cannot hold them."""
+    t = token_run("biases", "lora-biases-phimoe", "lora_target_modules: [q_proj]", "lora_modules_to_save: [lm_head]", "peft_bias: all",
+                  "eval_steps: 3", "save_steps: 3")
+    out = train(t, "threads=1")
+    with open(f"{out}/adapter_config.json") as f:
+        said = json.load(f)
+    check(said["bias"] == "all" and said["target_modules"] == ["q_proj"], f"{said}")
+    with open(f"{out}/adapter_model.safetensors", "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    names = {k.removeprefix("base_model.model."): v["shape"] for k, v in header.items() if k.endswith(".bias")}
+    check({k: v for k, v in names.items() if "layers" not in k} == {"lm_head.bias": [101], "model.norm.bias": [12]}, f"{names}")
+    check(len(names) == 8 and "model.layers.0.self_attn.q_proj.base_layer.bias" in names, f"{names}")
+    peft = lambda folder: program.sha(f"{folder}/adapter_model.safetensors")
+    count = sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
+    plan = graft("plan", f"{t}/config.yml").stdout
+    check(f"{count} trainable parameters" in plan, f"{count}: {plan}")
+    evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
+    again = train(t, f"resume_from_checkpoint={out}/checkpoints/step-000003", "threads=3", out="again")
+    check(peft(again) == peft(out), "resumed, another adapter")
+    check(peft(train(t, "gradient_checkpointing=true", out="same")) == peft(out), "recomputed, another adapter")
+    check(graft("verify", out).returncode == 0, graft("verify", out).stderr)
+    r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json")
+    check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - evals[-1]) < 1e-5, f"{r.stdout} {r.stderr}, {evals}")
+    check(not os.path.exists(f"{out}/adapter.gguf"), "an adapter.gguf that lacks them")
+    for to, word in (("gguf", "trained bias"), ("mlx", "linears of layers"), ("merged", "trained bias")):
+        expect(65, word, args=["export", out, "--to", to, "--out", f"{t}/{to}"])
+    go_on = [f"{t}/config.yml", f"lora_model_dir={out}", "lora_target_modules=[]", "lora_modules_to_save=[]", f"output_dir={t}/on"]
+    expect(78, "trains more biases than peft_bias asks for", args=["train", *go_on, "peft_bias=lora_only"])
+    check(graft("train", *go_on).returncode == 0, "cannot go on from it")
 
 
 @case
