@@ -9,7 +9,7 @@
 enum adapter_part {
     ADAPTER_A,         // (experts r, in)
     ADAPTER_B,         // (experts out, r), base file's row order
-    ADAPTER_MAGNITUDE, // (1, out): DoRA, of a plain linear; base file's row order
+    ADAPTER_MAGNITUDE, // (1, out): DoRA, of a plain linear or the head; base file's row order
     ADAPTER_BIAS,      // (1, out): of a linear, the head or a norm, in place of the base's; base file's row order
     ADAPTER_FULL,      // (out, in): embedding or head, trained whole in place of the base's
     ADAPTER_ROWS,      // (n_rows, in): embedding, in place of the rows of row_ids (also in a head that is tied to it)

@@ -260,7 +260,7 @@ static int read_module(struct peft_reader *r, const struct module *module, struc
     const struct peft_config *c = r->config;
     bool sibling = peft_has_sibling(r->model, c->selected, module);
     unsigned parts = c->selected[module->id] ? 1u << ADAPTER_A | 1u << ADAPTER_B : 0;
-    bool plain = parts && module->form == MODULE_LINEAR;
+    bool plain = parts && (module->form == MODULE_LINEAR || module->form == MODULE_HEAD);
     if (c->dora && parts && !plain)
         return error_set(r->err, STATUS_DATA, "%s: use_dora is set: DoRA on '%s' is not in this version", r->path,
                          module->hf_name);

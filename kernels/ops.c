@@ -277,6 +277,13 @@ static int check_table(const struct check *c, const struct table_adapter *on, in
         return -1;
     }
     if (tensor_present(&on->bias) && check_trained(c, "own bias", &on->bias, &on->dbias, 1, v)) return -1;
+    if (tensor_present(&on->magnitude) && (check_trained(c, "magnitude", &on->magnitude, &on->dmagnitude, 1, v) ||
+                                           want(c, "norms", 0, &on->norms, WANT_F32, 1, v))) {
+        return -1;
+    }
+    if (tensor_present(&on->magnitude) &&
+        (tensor_present(&on->full) || tensor_present(&on->rows) || on->dropout != 0 || !tensor_present(&on->a)))
+        return param_error(c, "a magnitude without LoRA alone, or with dropout");
     if (tensor_present(&on->rows) && (tensor_present(&on->full) || tensor_present(&on->a)))
         return param_error(c, "rows of a table that is trained otherwise, too");
     if (!(on->dropout >= 0 && on->dropout < 1)) return param_error(c, "dropout outside [0, 1)");
@@ -761,5 +768,6 @@ int op_trained(enum op op, const union op_params *p, struct op_trained out[OP_MA
     add_trained(out, &n, "whole table", &on->full, &on->dfull);
     add_trained(out, &n, "rows of the table", &on->rows, &on->drows);
     add_trained(out, &n, "own bias", &on->bias, &on->dbias);
+    add_trained(out, &n, "magnitude", &on->magnitude, &on->dmagnitude);
     return n;
 }

@@ -95,7 +95,11 @@ struct table_adapter {
     struct tensor keys;                 // (T, 2) u32, read with dropout
     struct tensor full, dfull;          // (V, D) f32
     struct tensor rows, drows, row_ids; // (n, D) f32; (n, 1) i32
-    struct tensor bias, dbias;          // (1, V) f32: of the head alone, in place of its own
+    // Of the head alone, (1, V) f32: a bias in place of its own; DoRA's magnitude m with n, the norms of the rows of
+    // the table with LoRA, so that logits are m / n times what they would be, plus the bias. Not beside full or rows,
+    // nor with dropout.
+    struct tensor bias, dbias;
+    struct tensor magnitude, dmagnitude, norms;
 };
 
 struct linear_part {

@@ -140,6 +140,7 @@ static int table_of(const struct build *b, enum module_form form, int64_t rows, 
             out->a = a->a, out->b = a->b, out->da = a->da, out->db = a->db, out->scale = a->scale;
             out->full = a->full, out->dfull = a->dfull;
             out->bias = a->bias, out->dbias = a->dbias;
+            out->magnitude = a->magnitude, out->dmagnitude = a->dmagnitude, out->norms = a->norms;
             if (pass->training && form == MODULE_HEAD) out->dropout = a->dropout; // PEFT's embedding adapter has none
             out->module = (uint32_t)m->id, out->keys = tensor_rows(d->keys, 0, rows);
         }

@@ -16,10 +16,10 @@ struct slot_adapter {
     struct tensor a0, b0; // a frozen pair that is subtracted with the same scale, without dropout (PiSSA)
     float scale;          // alpha / r or alpha / sqrt(r)
     float dropout;        // used by training passes only
-    // Of a plain linear, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the
+    // Of a plain linear or the head, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the
     // base's.
     struct tensor magnitude, dmagnitude, norms;
-    struct tensor bias, dbias; // also of a norm, of the head
+    struct tensor bias, dbias; // also of a norm
     struct tensor full, dfull; // embedding and head: (V, D) f32 in place of the base's
     struct tensor rows, drows; // embedding (and a head that is tied to it): (n, D) f32 in place of those of row_ids
     struct tensor row_ids;     // (n, 1) i32

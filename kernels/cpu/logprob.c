@@ -28,6 +28,7 @@ struct head {
     uint8_t *h;                   // (chunk, D), gathered, in the dtype of in[0]
     float *h32;                   // (chunk, D): the same as floats, where a table is trained
     float *u, *v;                 // (chunk, R): of the adapter; v = scale * dz B
+    float *y;                     // (chunk, V): the product before DoRA's magnitude; NULL where that is not trained
     float *own, *spare;           // (chunk, n): logits of the table's own rows, their gradient; scratch
     uint32_t *keys;               // (chunk, 2), gathered
     float *g, *s;                 // (T): of the rows that count
@@ -42,14 +43,15 @@ static size_t aligned(size_t bytes) {
 }
 
 struct layout {
-    size_t logits, dh, part, h, h32, u, v, own, spare, keys, g, s, rows, total;
+    size_t logits, y, dh, part, h, h32, u, v, own, spare, keys, g, s, rows, total;
 };
 static struct layout layout_of(const struct op_call *call, int threads) {
     size_t t = (size_t)call->in[0].rows, d = (size_t)call->in[0].cols, v = (size_t)call->p.logprob.w->rows;
     size_t chunk = (size_t)call->p.logprob.chunk_rows < t ? (size_t)call->p.logprob.chunk_rows : t;
     struct layout l;
     l.logits = aligned(gemm_workspace_bytes(threads));
-    l.dh = l.logits + aligned(chunk * v * sizeof(float));
+    l.y = l.logits + aligned(chunk * v * sizeof(float));
+    l.dh = l.y + (tensor_present(&call->p.logprob.on.dmagnitude) ? aligned(chunk * v * sizeof(float)) : 0);
     l.part = l.dh + aligned(chunk * d * sizeof(float));
     l.h = l.part + aligned(chunk * d * sizeof(float));
     const struct table_adapter *on = &call->p.logprob.on;
@@ -88,6 +90,7 @@ static void head_open(struct head *h, const struct cpu_backend *b, const struct 
     uint8_t *workspace = cpu_at(b, &call->workspace);
     *h = (struct head){.b = b, .call = call, .bf16 = call->in[0].dtype == DTYPE_BF16, .gemm_workspace = workspace};
     h->logits = (float *)(void *)(workspace + l.logits);
+    if (tensor_present(&call->p.logprob.on.dmagnitude)) h->y = (float *)(void *)(workspace + l.y);
     h->dh = (float *)(void *)(workspace + l.dh);
     h->part = (float *)(void *)(workspace + l.part);
     h->h = workspace + l.h;
@@ -159,7 +162,7 @@ struct table_product {
     const void *x; // (m, D), rows x_row apart
     int64_t x_row, m;
     struct gemm_dropout dropout;
-    float *u, *own, *z;
+    float *u, *own, *z, *y; // y: as in struct head
     int64_t ldz;
     void *gemm_workspace;
     const struct weight *bias;
@@ -202,6 +205,22 @@ static void put_own(void *context, int64_t i, int thread) {
     }
 }
 
+// DoRA: z = m / n z + bias.
+static void put_magnitude(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct table_product *p = context;
+    const struct table_adapter *on = &p->call->p.logprob.on;
+    const float *m = cpu_f32(p->b, &on->magnitude), *norms = cpu_f32(p->b, &on->norms);
+    int64_t v = on->magnitude.cols;
+    float *z = p->z + i * p->ldz, bias[BIAS_TASK] = {0};
+    if (p->y) memcpy(p->y + i * v, z, (size_t)v * sizeof *z);
+    for (int64_t begin = 0; begin < v; begin += BIAS_TASK) {
+        int64_t n = v - begin < BIAS_TASK ? v - begin : BIAS_TASK;
+        if (p->bias) weight_decode(p->bias, 0, begin, n, bias);
+        for (int64_t j = 0; j < n; j++) z[begin + j] = z[begin + j] * (m[begin + j] / norms[begin + j]) + bias[j];
+    }
+}
+
 static void table_product(struct table_product *p) {
     struct weight own_bias;
     p->bias = bias_of(p->b, p->call, &own_bias);
@@ -239,8 +258,10 @@ static void table_product(struct table_product *p) {
         job.n_terms = 2;
     }
     if (tensor_present(&on->full)) sources[0] = of_tensor(p->b, &on->full), sources[0].n = w->rows;
-    job.n = w->rows, job.c = p->z, job.ldc = p->ldz, job.bias = p->bias;
+    job.n = w->rows, job.c = p->z, job.ldc = p->ldz;
+    if (!tensor_present(&on->magnitude)) job.bias = p->bias;
     gemm_run(p->b->threads, isa, &job, 1, p->gemm_workspace);
+    if (tensor_present(&on->magnitude)) threads_run(p->b->threads, p->m, put_magnitude, p);
     if (!tensor_present(&on->rows)) return;
     sources[0] = of_tensor(p->b, &on->rows), sources[0].n = on->rows.rows;
     job = (struct gemm_job){.m = p->m, .n = on->rows.rows, .c = p->own, .ldc = on->rows.rows, .scale = 1};
@@ -272,6 +293,19 @@ static void softmax_row(void *context, int64_t i, int thread) {
     if (cap != 0) slope *= 1.0f - at_target / cap * (at_target / cap);
     isa->softmax_bwd_row(z, v, largest, s / sum, scale, cap);
     z[target] += g * slope;
+}
+
+// The gradient of a row of logits becomes that of the product, in bf16 where that is what is multiplied.
+static void settle_row(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct head *h = context;
+    const struct gemm_isa *isa = h->b->isa->gemm;
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    int64_t v = h->call->p.logprob.w->rows;
+    float *z = h->logits + i * v;
+    const float *m = tensor_present(&on->magnitude) ? cpu_f32(h->b, &on->magnitude) : NULL,
+                *norms = m ? cpu_f32(h->b, &on->norms) : NULL;
+    for (int64_t j = 0; m && j < v; j++) z[j] *= m[j] / norms[j];
     if (!h->bf16) return;
     uint16_t part[1024]; // bf16 goes where the row's first half was: behind what is still to be read
     for (int64_t j = 0; j < v; j += 1024) {
@@ -411,27 +445,36 @@ static void table_gradients(struct head *h) {
     run_job(h, job, &term);
 }
 
-// db += dz, summed over the rows of the chunk: blocks of columns, each of one thread.
-static void bias_gradient(void *context, int64_t i, int thread) {
+// db += dz, dm += dz y / n, summed over the rows of the chunk: blocks of columns, each of one thread.
+static void column_gradients(void *context, int64_t i, int thread) {
     (void)thread;
     const struct head *h = context;
-    const struct tensor *db = &h->call->p.logprob.on.dbias;
-    int64_t v = db->cols, begin = i * BIAS_TASK, n = v - begin < BIAS_TASK ? v - begin : BIAS_TASK;
-    double sum[BIAS_TASK] = {0};
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    bool bias = tensor_present(&on->dbias), magnitude = tensor_present(&on->dmagnitude);
+    int64_t v = h->call->p.logprob.w->rows, begin = i * BIAS_TASK, n = v - begin < BIAS_TASK ? v - begin : BIAS_TASK;
+    double sum_b[BIAS_TASK] = {0}, sum_m[BIAS_TASK] = {0};
     for (int64_t t = 0; t < h->count; t++) {
-        const float *row = h->logits + t * v;
-        const uint16_t *half = (const uint16_t *)(const void *)row;
-        for (int64_t j = 0; j < n; j++) sum[j] += (double)(h->bf16 ? bf16_to_float(half[begin + j]) : row[begin + j]);
+        const float *dz = h->logits + t * v + begin, *y = h->y ? h->y + t * v + begin : NULL;
+        for (int64_t j = 0; j < n; j++) {
+            sum_b[j] += (double)dz[j];
+            if (y) sum_m[j] += (double)dz[j] * (double)y[j];
+        }
     }
-    for (int64_t j = 0; j < n; j++) cpu_f32(h->b, db)[begin + j] += (float)sum[j];
+    for (int64_t j = 0; j < n; j++) {
+        if (bias) cpu_f32(h->b, &on->dbias)[begin + j] += (float)sum_b[j];
+        if (!magnitude) continue;
+        double norm = (double)cpu_f32(h->b, &on->norms)[begin + j];
+        cpu_f32(h->b, &on->dmagnitude)[begin + j] += (float)(sum_m[j] / norm);
+    }
 }
 
 // dh, and the gradients of what is trained, from dz.
 static void chunk_gradients(struct head *h) {
     const struct table_adapter *on = &h->call->p.logprob.on;
     int64_t d = h->call->in[0].cols, n = on->rows.rows;
-    if (tensor_present(&on->dbias))
-        threads_run(h->b->threads, (on->dbias.cols + BIAS_TASK - 1) / BIAS_TASK, bias_gradient, h);
+    int64_t blocks = (h->call->p.logprob.w->rows + BIAS_TASK - 1) / BIAS_TASK;
+    if (tensor_present(&on->dbias) || h->y) threads_run(h->b->threads, blocks, column_gradients, h);
+    threads_run(h->b->threads, h->count, settle_row, h);
     if (n) threads_run(h->b->threads, h->count, take_own, h);
     over_vocabulary(h, &on->full, 1, d, h->dh, h->part);
     if (n) {
@@ -456,6 +499,7 @@ static void run_chunks(struct head *h) {
                                     .dropout = head_dropout(h->b, call, h->keys, 2),
                                     .u = h->u,
                                     .own = h->own,
+                                    .y = h->y,
                                     .z = h->logits,
                                     .ldz = call->p.logprob.w->rows,
                                     .gemm_workspace = h->gemm_workspace};

@@ -297,6 +297,14 @@ CASES.update({
     "lora-biases-phimoe": ("phimoe", variant(intermediate_size=12, num_local_experts=4, attention_bias=True, lm_head_bias=True, sliding_window=None,
                                              num_hidden_layers=1, tie_word_embeddings=False), ["q_proj"],
                            {"drop": ["head_dim"], "lora": {"bias": "all", "modules_to_save": ["lm_head"]}}),
+    # DoRA on the head: alone, with scaled logits; tied, with capped ones; with a bias that is trained.
+    "lora-dora-head": ("granite", variant(num_hidden_layers=1, logits_scaling=3.0), ["lm_head", "o_proj"],
+                       {"drop": ["head_dim"], "lora": {"use_dora": True}}),
+    "lora-dora-head-tied": ("gemma2", variant(num_hidden_layers=1, query_pre_attn_scalar=20, final_logit_softcapping=8.0),
+                            ["lm_head"], {"lora": {"use_dora": True}}),
+    "lora-dora-head-bias": ("phimoe", variant(intermediate_size=12, num_local_experts=2, num_experts_per_tok=2, lm_head_bias=True, sliding_window=None,
+                                              num_hidden_layers=1, tie_word_embeddings=False), ["lm_head"],
+                            {"drop": ["head_dim"], "lora": {"use_dora": True, "bias": "lora_only"}}),
 })
 
 # The committed fixtures have these as a GGUF, too: every architecture of model/families.c once.
