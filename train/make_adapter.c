@@ -152,10 +152,10 @@ static int add_rows(struct adapter *adapter, const struct config_ints *ids, stru
 // DoRA's magnitude.
 static int add_columns(struct adapter *adapter, struct adapter_module *m, struct error *err) {
     const struct module *module = m->module;
-    bool plain = module->form == MODULE_LINEAR && !module->router;
+    bool plain = (module->form == MODULE_LINEAR || module->form == MODULE_HEAD) && !module->router;
     if (adapter->dora && !plain)
         return error_set(err, STATUS_CONFIG,
-                         "peft_use_dora: DoRA on %s is not in this version; it is for linears of layers",
+                         "peft_use_dora: DoRA on %s is not in this version; it is for linears of layers and the head",
                          module->hf_name);
     return adapter->dora ? adapter_add_part(adapter, m, ADAPTER_MAGNITUDE, err) : 0;
 }
@@ -315,6 +315,9 @@ static int check_dropout(const struct adapter *adapter, struct error *err) {
         const struct module *m = adapter->modules[i].module;
         if (m->form == MODULE_PARAMETER)
             return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: the adapter on the parameter %s knows none",
+                             m->hf_name);
+        if (m->form == MODULE_HEAD && adapter->modules[i].magnitude)
+            return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: DoRA with dropout on %s is not in this version",
                              m->hf_name);
     }
     return 0;
