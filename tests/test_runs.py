@@ -195,6 +195,9 @@ def all_biases_are_trained_and_kept():
     r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json")
     check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - evals[-1]) < 1e-5, f"{r.stdout} {r.stderr}, {evals}")
     check(not os.path.exists(f"{out}/adapter.gguf"), "an adapter.gguf that lacks them")
+    one = token_run("biases-alone", "lora-biases-gpt-oss", "lora_target_modules: [v_proj]", "peft_bias: all")  # experts' are not called so
+    plan = graft("plan", f"{one}/config.yml").stdout
+    check(f"{3 * (12 + 6) + 12 + 6 + 6 + 12 + 4} trainable parameters on 1 linears" in plan, plan)
     for to, word in (("gguf", "trained bias"), ("mlx", "linears of layers"), ("merged", "trained bias")):
         expect(65, word, args=["export", out, "--to", to, "--out", f"{t}/{to}"])
     go_on = [f"{t}/config.yml", f"lora_model_dir={out}", "lora_target_modules=[]", "lora_modules_to_save=[]", f"output_dir={t}/on"]
