@@ -78,7 +78,8 @@ static const struct {
 } refused[] = {
     {"gemma2", "query_pre_attn_scalar"},         {"gemma3", "query_pre_attn_scalar"},
     {"gemma3-old", "query_pre_attn_scalar"},     {"gemma3-vision", "query_pre_attn_scalar"},
-    {"lora-ends-tied", "query_pre_attn_scalar"}, {"gpt-oss", "swiglu_limit"},
+    {"lora-ends-tied", "query_pre_attn_scalar"}, {"lora-dora-head-tied", "query_pre_attn_scalar"},
+    {"gpt-oss", "swiglu_limit"},
     {"gpt-oss-mxfp4", "swiglu_limit"},           {"llama4", "attention chunk"},
     {"phimoe", "router_jitter_noise"},           {"qwen2-moe", "which layers have experts"},
     {"qwen3-moe-all", "norm_topk_prob"},         {"lora-aux-qwen3-moe", "which layers have experts"},

@@ -206,6 +206,29 @@ def all_biases_are_trained_and_kept():
 
 
 @case
+def dora_on_the_head():
+    """Begins as the base, the same bits after a resume and on any threads, the same when merged; dropout and the embedding are refused."""
+    t = token_run("dora-head", "lora-dora-head", "lora_target_modules: [lm_head, o_proj]", "peft_use_dora: true", "eval_steps: 3", "save_steps: 3")
+    keys = ["learning_rate=0.5", "lr_scheduler=constant", "num_epochs=4"]
+    out = train(t, "threads=1", *keys)
+    evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
+    bare = json.loads(graft("eval", f"{t}/config.yml", "--json").stdout)["loss"]
+    check(abs(evals[0] - bare) < 1e-5 and abs(evals[-1] - bare) > 0.1, f"{evals}, the base {bare}")
+    peft = lambda folder: program.sha(f"{folder}/adapter_model.safetensors")
+    again = train(t, f"resume_from_checkpoint={out}/checkpoints/step-000003", "threads=3", *keys, out="again")
+    check(peft(again) == peft(out), "resumed, another adapter")
+    r = graft("export", out, "--to", "merged", "--out", f"{t}/merged")
+    check(r.returncode == 0, r.stderr)
+    r = graft("eval", f"{t}/config.yml", f"base_model={t}/merged", "--json")
+    check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - evals[-1]) < 5e-3, f"{r.stdout} {r.stderr}, {evals}")  # its weights are bf16
+    check("bf16" in graft("train", f"{t}/config.yml", f"output_dir={t}/half", *keys, "float32=false", "bf16=true").stderr, "bf16")
+    half = [x["eval_loss"] for x in log(f"{t}/half") if "eval_loss" in x]
+    check(abs(half[-1] - evals[-1]) < 0.05, f"{half}, {evals}")
+    expect(78, "DoRA with dropout on lm_head", args=["train", f"{t}/config.yml", "lora_dropout=0.1", f"output_dir={t}/no"])
+    expect(78, "DoRA on model.embed_tokens is not", args=["train", f"{t}/config.yml", "lora_target_modules=[embed_tokens]", f"output_dir={t}/no"])
+
+
+@case
 def a_named_checkpoint_starts_another_folder():
     t = tiny("named")
     keys = ["num_epochs=2", "save_steps=5"]
