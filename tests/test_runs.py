@@ -213,7 +213,7 @@ def dora_on_the_head():
     out = train(t, "threads=1", *keys)
     evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
     bare = json.loads(graft("eval", f"{t}/config.yml", "--json").stdout)["loss"]
-    check(abs(evals[0] - bare) < 1e-5 and abs(evals[-1] - bare) > 0.1, f"{evals}, the base {bare}")
+    check(abs(evals[0] - bare) < 1e-5 and abs(evals[-1] - bare) > 0.03, f"{evals}, the base {bare}")
     peft = lambda folder: program.sha(f"{folder}/adapter_model.safetensors")
     again = train(t, f"resume_from_checkpoint={out}/checkpoints/step-000003", "threads=3", *keys, out="again")
     check(peft(again) == peft(out), "resumed, another adapter")
