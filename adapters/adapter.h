@@ -59,7 +59,7 @@ struct adapter {
     bool dora;    // modules have magnitudes
     bool pissa;   // modules have a0 and b0
     enum adapter_biases { BIASES_NONE, BIASES_LORA_ONLY, BIASES_ALL } biases;
-    struct adapter_module *modules;                               // ordered by module id
+    struct adapter_module *modules; // ordered by module id
     int n_modules;
     const char *base_name; // base_model_name_or_path
     struct pool pool;      // owns arrays and strings

@@ -76,7 +76,7 @@ static void pair_at(struct pool *pool, const struct module *m, bool sibling, int
         break;
     }
     case MODULE_NORM: break; // has no pair
-    case MODULE_EMBEDDING: // an adapter on it is looked up, not multiplied
+    case MODULE_EMBEDDING:   // an adapter on it is looked up, not multiplied
         out->key = pool_printf(pool, "%s%s.lora_embedding_%c", PREFIX, m->hf_name, b ? 'B' : 'A');
         out->rows = b ? m->in : r, out->cols = b ? r : m->out;
         break;

@@ -189,13 +189,15 @@ const struct config_key keys_adapter[] = {
           .high = 4095),
     NOT_YET("peft_layers_pattern", KEY_STRINGS, "", "Name of the list of layers in an unusual model."),
     BOOL(peft_use_rslora, "", "Scale by alpha / sqrt(r) instead of alpha / r."),
-    BOOL(peft_use_dora, "",
-         "Train magnitude and direction apart (DoRA), on the linears of layers and, where it is named, on `lm_head`, "
-         "there without `lora_dropout`; with it the base is multiplied twice. llama.cpp's adapter file cannot hold it."),
-    ENUM(peft_bias, biases, "none",
-         "Biases that are trained: `lora_only`, those of adapted linears that have one; `all`, every parameter that is "
-         "called bias: of any linear, of norms and of the head, not those of stacked experts. llama.cpp's adapter file, "
-         "MLX's and merged bases cannot hold them."),
+    BOOL(
+        peft_use_dora, "",
+        "Train magnitude and direction apart (DoRA), on the linears of layers and, where it is named, on `lm_head`, "
+        "there without `lora_dropout`; with it the base is multiplied twice. llama.cpp's adapter file cannot hold it."),
+    ENUM(
+        peft_bias, biases, "none",
+        "Biases that are trained: `lora_only`, those of adapted linears that have one; `all`, every parameter that is "
+        "called bias: of any linear, of norms and of the head, not those of stacked experts. llama.cpp's adapter file, "
+        "MLX's and merged bases cannot hold them."),
     ENUM(peft_init_lora_weights, inits, "true",
          "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "
          "the largest singular vectors of an unpacked base, which is trained less these; `pissa_niter_N` finds them by "

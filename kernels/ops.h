@@ -174,11 +174,11 @@ union op_params {
         enum norm_kind kind;
         const struct weight *w, *bias; // (1, D) or (1, D / groups), then the same for each group; NULL = none
         float eps;
-        int groups;    // D / groups columns are normed together (heads); 1 = whole rows
-        bool plus_one; // multiply by 1 + w
-        float scale;   // of r in OP_ADD_NORM
+        int groups;                    // D / groups columns are normed together (heads); 1 = whole rows
+        bool plus_one;                 // multiply by 1 + w
+        float scale;                   // of r in OP_ADD_NORM
         struct tensor own_bias, dbias; // (1, D) or (1, D / groups) f32: a trained bias in place of it; db = sum dy
-    } norm;            // OP_NORM, OP_ADD_NORM
+    } norm;                            // OP_NORM, OP_ADD_NORM
     struct {
         float scale;
     } add;

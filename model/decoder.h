@@ -16,8 +16,8 @@ struct slot_adapter {
     struct tensor a0, b0; // a frozen pair that is subtracted with the same scale, without dropout (PiSSA)
     float scale;          // alpha / r or alpha / sqrt(r)
     float dropout;        // used by training passes only
-    // Of a plain linear or the head, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the
-    // base's.
+    // Of a plain linear or the head, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in
+    // place of the base's.
     struct tensor magnitude, dmagnitude, norms;
     struct tensor bias, dbias; // also of a norm
     struct tensor full, dfull; // embedding and head: (V, D) f32 in place of the base's

@@ -565,8 +565,7 @@ static const struct module *add_norm(struct loader *l, int layer, const char *hf
     m->hf_name = hf, m->short_name = last_component(hf);
     m->in = m->out = bias->cols;
     m->n_parts = m->n_tensors = 1;
-    m->parts[0] =
-        (struct module_part){.linear = LINEAR_KINDS, .w = w, .bias = bias, .rows = bias->cols, .hf_step = 1};
+    m->parts[0] = (struct module_part){.linear = LINEAR_KINDS, .w = w, .bias = bias, .rows = bias->cols, .hf_step = 1};
     m->tensors[0] = (struct module_tensor){.name = gguf, .rows = bias->cols, .hf_step = 1};
     return m;
 }

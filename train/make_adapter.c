@@ -161,9 +161,8 @@ static int add_columns(struct adapter *adapter, struct adapter_module *m, struct
 }
 
 static enum adapter_biases biases_of(const struct run_config *c) {
-    static const enum adapter_biases biases[] = {[CONFIG_BIAS_NONE] = BIASES_NONE,
-                                                 [CONFIG_BIAS_LORA_ONLY] = BIASES_LORA_ONLY,
-                                                 [CONFIG_BIAS_ALL] = BIASES_ALL};
+    static const enum adapter_biases biases[] = {
+        [CONFIG_BIAS_NONE] = BIASES_NONE, [CONFIG_BIAS_LORA_ONLY] = BIASES_LORA_ONLY, [CONFIG_BIAS_ALL] = BIASES_ALL};
     return biases[c->peft_bias];
 }
 
@@ -317,8 +316,8 @@ static int check_dropout(const struct adapter *adapter, struct error *err) {
             return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: the adapter on the parameter %s knows none",
                              m->hf_name);
         if (m->form == MODULE_HEAD && adapter->modules[i].magnitude)
-            return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: DoRA with dropout on %s is not in this version",
-                             m->hf_name);
+            return error_set(err, STATUS_CONFIG,
+                             "lora_dropout must be 0: DoRA with dropout on %s is not in this version", m->hf_name);
     }
     return 0;
 }

@@ -1,10 +1,9 @@
 // OP_TOKEN_LOGPROB and OP_LOGITS. Rows that count are gathered in chunks, so that logits exist for a chunk of rows at a
 // time and for no row that nobody asks about:
 //   z = cap(logit_scale * h W^T),  lse = log sum e^z,  logp = z[target] - lse,  dz = (g onehot + s softmax) z'
-// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W, or
-// of the bias;
-// its gradients are added chunk by chunk in the pass that computes dz. with g = -weight, s = weight when the gradient
-// of the loss is wanted at once (fused), else g = dlogp, s = dlse - dlogp.
+// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W,
+// or of the bias; its gradients are added chunk by chunk in the pass that computes dz. with g = -weight, s = weight
+// when the gradient of the loss is wanted at once (fused), else g = dlogp, s = dlse - dlogp.
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernels.h"

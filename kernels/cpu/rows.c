@@ -54,8 +54,7 @@ static void norm_values(const union op_params *p, int64_t cols, float *w, float 
     else
         for (int64_t i = 0; i < cols; i++) w[i] = 1;
     for (int64_t i = 0; p->norm.w && p->norm.plus_one && i < p->norm.w->cols; i++) w[i] += 1;
-    if (p->norm.bias && !tensor_present(&p->norm.own_bias))
-        weight_decode(p->norm.bias, 0, 0, p->norm.bias->cols, bias);
+    if (p->norm.bias && !tensor_present(&p->norm.own_bias)) weight_decode(p->norm.bias, 0, 0, p->norm.bias->cols, bias);
 }
 
 // The argument block without its activations; weight and bias are decoded into the workspace.
@@ -74,7 +73,7 @@ static int norm_open(struct cpu_backend *b, const struct op_call *call, struct n
                             .eps = call->p.norm.eps,
                             .scale = call->p.norm.scale,
                             .w = values,
-                            .bias = tensor_present(own)  ? cpu_f32(b, own)
+                            .bias = tensor_present(own) ? cpu_f32(b, own)
                                     : call->p.norm.bias ? values + cols
                                                         : NULL,
                             .dbias = tensor_present(dbias) ? cpu_f32(b, dbias) : NULL,
