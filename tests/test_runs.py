@@ -198,6 +198,13 @@ def all_biases_are_trained_and_kept():
     one = token_run("biases-alone", "lora-biases-gpt-oss", "lora_target_modules: [v_proj]", "peft_bias: all")  # experts' are not called so
     plan = graft("plan", f"{one}/config.yml").stdout
     check(f"{3 * (12 + 6) + 12 + 6 + 6 + 12 + 4} trainable parameters on 1 linears" in plan, plan)
+    # As PEFT, which wraps a router that is a parameter: its bias is one of an adapted linear.
+    only = token_run("biases-router", "lora-biases-gpt-oss", "lora_target_modules: [v_proj]", "lora_target_parameters: [mlp.router.weight]",
+                     "peft_bias: lora_only")
+    plan = graft("plan", f"{only}/config.yml").stdout
+    check(f"{3 * (12 + 6) + 6 + 3 * (12 + 4) + 4} trainable parameters on 2 linears" in plan, plan)
+    r = graft("eval", f"{only}/config.yml", "--adapter", train(only), "--json")
+    check(r.returncode == 0, r.stderr)
     for to, word in (("gguf", "trained bias"), ("mlx", "linears of layers"), ("merged", "trained bias")):
         expect(65, word, args=["export", out, "--to", to, "--out", f"{t}/{to}"])
     go_on = [f"{t}/config.yml", f"lora_model_dir={out}", "lora_target_modules=[]", "lora_modules_to_save=[]", f"output_dir={t}/on"]
