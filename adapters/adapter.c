@@ -95,6 +95,23 @@ bool adapter_has_bias(const struct module *module) {
     return true;
 }
 
+bool adapter_trains_bias(enum adapter_biases biases, const struct module *module, bool adapted, bool whole) {
+    bool linear = module->form == MODULE_LINEAR || module->form == MODULE_HEAD;
+    if (module->form == MODULE_EMBEDDING || !adapter_has_bias(module)) return false;
+    if (whole) return true;
+    if (biases == BIASES_ALL) return linear || module->form == MODULE_NORM;
+    return biases == BIASES_LORA_ONLY && linear && adapted;
+}
+
+int adapter_count_adapted(const struct adapter *adapter) {
+    int n = 0;
+    for (int i = 0; i < adapter->n_modules; i++) {
+        const struct adapter_module *m = &adapter->modules[i];
+        n += m->r > 0 || m->full || m->rows;
+    }
+    return n;
+}
+
 int adapter_set_rows(struct adapter *adapter, struct adapter_module *m, const int32_t *ids, int n, struct error *err) {
     m->row_ids = pool_array(&adapter->pool, (uint64_t)n, sizeof *m->row_ids);
     if (!m->row_ids) return error_memory(err, "token rows", (size_t)n * sizeof *m->row_ids);

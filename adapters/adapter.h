@@ -9,8 +9,8 @@
 enum adapter_part {
     ADAPTER_A,         // (experts r, in)
     ADAPTER_B,         // (experts out, r), base file's row order
-    ADAPTER_MAGNITUDE, // (1, out): DoRA, of a plain linear; base file's row order
-    ADAPTER_BIAS,      // (1, out): in place of the base's bias; base file's row order
+    ADAPTER_MAGNITUDE, // (1, out): DoRA, of a plain linear or the head; base file's row order
+    ADAPTER_BIAS,      // (1, out): of a linear, the head or a norm, in place of the base's; base file's row order
     ADAPTER_FULL,      // (out, in): embedding or head, trained whole in place of the base's
     ADAPTER_ROWS,      // (n_rows, in): embedding, in place of the rows of row_ids (also in a head that is tied to it)
     ADAPTER_PARTS
@@ -58,8 +58,8 @@ struct adapter {
     bool outline; // for plans: shapes without numbers; no part may be read
     bool dora;    // modules have magnitudes
     bool pissa;   // modules have a0 and b0
-    enum adapter_biases { BIASES_NONE, BIASES_LORA_ONLY } biases; // those of adapted linears are trained
-    struct adapter_module *modules;                               // ordered by module id
+    enum adapter_biases { BIASES_NONE, BIASES_LORA_ONLY, BIASES_ALL } biases;
+    struct adapter_module *modules; // ordered by module id
     int n_modules;
     const char *base_name; // base_model_name_or_path
     struct pool pool;      // owns arrays and strings
@@ -94,6 +94,12 @@ int adapter_add_initial(struct adapter *adapter, struct adapter_module *m, struc
 void adapter_take_pairs(struct adapter *out, const struct adapter *saved);
 // Has the base a bias on every part of the module? (A fused one with some of them cannot be replaced.)
 bool adapter_has_bias(const struct module *module);
+// Is the module's bias trained? As PEFT 0.21 decides: BIASES_LORA_ONLY means those of linears with A and B, BIASES_ALL
+// every parameter that is called "bias": of any linear, of the head, of norms, not those of stacked experts
+// ("down_proj_bias"). A head that is trained `whole` has its bias with it in any case.
+bool adapter_trains_bias(enum adapter_biases biases, const struct module *module, bool adapted, bool whole);
+// How many modules have more than a bias.
+int adapter_count_adapted(const struct adapter *adapter);
 // Rows of the embedding that are trained in place of the base's, zeroed.
 int adapter_set_rows(struct adapter *adapter, struct adapter_module *m, const int32_t *ids, int n, struct error *err);
 // A module's row, NULL where the adapter leaves it alone.

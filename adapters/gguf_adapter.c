@@ -132,7 +132,7 @@ const char *gguf_adapter_ignored(const struct adapter *adapter, int *count) {
     *count = 0;
     for (int i = 0; i < adapter->n_modules && family; i++) {
         const struct module *m = adapter->modules[i].module;
-        if (!is_listed(family->gguf_deaf, m->tensors[0].name)) continue;
+        if (!adapter->modules[i].r || !is_listed(family->gguf_deaf, m->tensors[0].name)) continue;
         if ((*count)++ == 0) first = m->hf_name;
     }
     return first;

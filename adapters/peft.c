@@ -39,7 +39,8 @@ static int write_entry(void *context, struct file_writer *out, struct error *err
 
 // The tensors of all modules; NULL when out of memory.
 static struct entry *list_entries(const struct adapter *adapter, struct pool *pool, size_t *count) {
-    bool *has = pool_array(pool, (uint64_t)adapter->model->n_modules, sizeof *has);
+    uint64_t all = (uint64_t)adapter->model->n_modules + (uint64_t)adapter->model->n_norms;
+    bool *has = pool_array(pool, all, sizeof *has);
     *count = 0;
     for (int i = 0; i < adapter->n_modules; i++)
         *count += (size_t)peft_tensor_count(&adapter->modules[i], peft_parts(&adapter->modules[i]));
@@ -259,12 +260,12 @@ static int read_module(struct peft_reader *r, const struct module *module, struc
     const struct peft_config *c = r->config;
     bool sibling = peft_has_sibling(r->model, c->selected, module);
     unsigned parts = c->selected[module->id] ? 1u << ADAPTER_A | 1u << ADAPTER_B : 0;
-    bool plain = parts && module->form == MODULE_LINEAR;
+    bool plain = parts && (module->form == MODULE_LINEAR || module->form == MODULE_HEAD);
     if (c->dora && parts && !plain)
         return error_set(r->err, STATUS_DATA, "%s: use_dora is set: DoRA on '%s' is not in this version", r->path,
                          module->hf_name);
     if (c->dora && plain) parts |= 1u << ADAPTER_MAGNITUDE;
-    if (c->biases != BIASES_NONE && plain && adapter_has_bias(module)) parts |= 1u << ADAPTER_BIAS;
+    if (adapter_trains_bias(c->biases, module, parts, c->saved[module->id])) parts |= 1u << ADAPTER_BIAS;
     if (c->saved[module->id]) parts |= 1u << ADAPTER_FULL;
     struct adapter_module want = {.module = module, .r = parts & 1u ? c->ranks[module->id] : 0}, *m;
     if (module->form == MODULE_EMBEDDING && c->n_rows) parts |= 1u << ADAPTER_ROWS, want.n_rows = c->n_rows;
@@ -297,7 +298,8 @@ static int read_module(struct peft_reader *r, const struct module *module, struc
 }
 
 static bool in_adapter(const struct peft_config *c, const struct module *m) {
-    return c->selected[m->id] || c->saved[m->id] || (c->n_rows && m->form == MODULE_EMBEDDING);
+    return c->selected[m->id] || c->saved[m->id] || (c->n_rows && m->form == MODULE_EMBEDDING) ||
+           adapter_trains_bias(c->biases, m, false, false);
 }
 
 static int read_tensors(struct peft_reader *r, struct adapter *out) {
@@ -305,15 +307,17 @@ static int read_tensors(struct peft_reader *r, struct adapter *out) {
     int count = 0;
     r->used = pool_array(r->pool, r->file->n_entries, sizeof *r->used);
     if (!r->used) return error_memory(r->err, "the tensor table", r->file->n_entries);
-    for (int i = 0; i < r->model->n_modules; i++) count += in_adapter(config, &r->model->modules[i]);
+    int all = r->model->n_modules + r->model->n_norms;
+    for (int i = 0; i < all; i++) count += in_adapter(config, model_module(r->model, i));
     if (adapter_begin(r->model, count, out, r->err)) return -1;
-    for (int i = 0; i < r->model->n_modules; i++) {
-        if (in_adapter(config, &r->model->modules[i]) && read_module(r, &r->model->modules[i], out)) return -1;
+    for (int i = 0; i < all; i++) {
+        const struct module *m = model_module(r->model, i);
+        if (in_adapter(config, m) && read_module(r, m, out)) return -1;
     }
     for (size_t i = 0; i < r->file->n_entries; i++) {
         bool copy = false;
         for (int k = 0; k < out->n_modules && !r->used[i]; k++)
-            copy |= out->modules[k].r && peft_is_base_copy(out->modules[k].module, r->file->entries[i].name);
+            copy |= peft_is_copy(&out->modules[k], r->file->entries[i].name);
         if (!r->used[i] && !copy) return refuse_unused(r, r->file->entries[i].name);
     }
     out->r = config->r;

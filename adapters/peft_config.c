@@ -106,10 +106,8 @@ static int check_values(struct reader *r) {
         return error_prefix(r->err, "%s", r->path);
     if (strcmp(type, "LORA") != 0)
         return error_set(r->err, STATUS_DATA, "%s: peft_type is '%.40s'; only 'LORA' can be read", r->path, type);
-    if (bias && strcmp(bias, "none") != 0 && strcmp(bias, "lora_only") != 0)
-        return error_set(r->err, STATUS_DATA,
-                         "%s: bias is '%.40s': of trained biases, 'lora_only' can be computed by this version", r->path,
-                         bias);
+    if (bias && strcmp(bias, "none") != 0 && strcmp(bias, "lora_only") != 0 && strcmp(bias, "all") != 0)
+        return error_set(r->err, STATUS_DATA, "%s: bias is '%.40s'; it can be none, lora_only or all", r->path, bias);
     // Other ways of starting change the base itself, so that the adapter is only right beside that other base.
     static const char *const starts[] = {"gaussian", "eva", "orthogonal", "true", "false"};
     const struct json *start = json_get(r->root, "init_lora_weights");
@@ -414,7 +412,9 @@ static int read_numbers(struct reader *r, struct pool *pool, struct peft_config 
         return error_set(r->err, STATUS_DATA, "%s: lora_alpha is %g; it must be a number other than 0", r->path, alpha);
     if (!(dropout >= 0 && dropout < 1))
         return error_set(r->err, STATUS_DATA, "%s: lora_dropout is %g; it must be from 0 to below 1", r->path, dropout);
-    out->biases = bias && strcmp(bias, "lora_only") == 0 ? BIASES_LORA_ONLY : BIASES_NONE;
+    out->biases = !bias || strcmp(bias, "none") == 0 ? BIASES_NONE
+                  : strcmp(bias, "all") == 0         ? BIASES_ALL
+                                                     : BIASES_LORA_ONLY;
     out->r = (int)rank;
     out->alpha = (float)alpha;
     out->dropout = (float)dropout;
@@ -425,7 +425,7 @@ static int read_numbers(struct reader *r, struct pool *pool, struct peft_config 
 static int read_config(struct reader *r, struct pool *pool, struct peft_config *out) {
     if (json_type(r->root) != JSON_OBJECT) return error_set(r->err, STATUS_DATA, "%s: is no JSON object", r->path);
     if (check_values(r) || check_keys(r) || read_numbers(r, pool, out)) return -1;
-    size_t n = (size_t)r->model->n_modules;
+    size_t n = (size_t)r->model->n_modules + (size_t)r->model->n_norms;
     out->selected = pool_array(pool, n, sizeof *out->selected);
     out->ranks = pool_array(pool, n, sizeof *out->ranks);
     out->alphas = pool_array(pool, n, sizeof *out->alphas);
@@ -491,7 +491,7 @@ static int coverage_of(const struct adapter *adapter, struct pool *pool, struct 
     if (!out->grid || !out->layer) return error_memory(err, "the module selection", (size_t)layers);
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
-        if (m->layer < 0) continue; // in no layer
+        if (m->layer < 0 || adapter->modules[i].r == 0) continue; // in no layer, or a bias alone
         out->grid[m->layer * MODULE_KINDS + m->kind] = out->layer[m->layer] = out->kind[m->kind] = true;
     }
     for (int l = 0; l < layers; l++) {
@@ -571,7 +571,8 @@ static void put_targets(struct json_writer *w, const struct adapter *adapter, co
 // Parameters by their path within a layer where every adapted layer has the same, else by their whole path.
 static void put_parameters(struct json_writer *w, const struct adapter *adapter, const struct coverage *c) {
     bool any = false;
-    for (int i = 0; i < adapter->n_modules; i++) any |= as_parameter(adapter, adapter->modules[i].module);
+    for (int i = 0; i < adapter->n_modules; i++)
+        any |= adapter->modules[i].r > 0 && as_parameter(adapter, adapter->modules[i].module);
     if (!any) return; // a key that older readers do not know
     int first_layer = -1;
     json_put_key(w, "target_parameters");
@@ -579,7 +580,7 @@ static void put_parameters(struct json_writer *w, const struct adapter *adapter,
     for (int i = 0; i < adapter->n_modules; i++) {
         const struct module *m = adapter->modules[i].module;
         char number[32], path[PATTERN_NAME];
-        if (!as_parameter(adapter, m) || !pattern_parameter(m, 0, path)) continue;
+        if (adapter->modules[i].r == 0 || !as_parameter(adapter, m) || !pattern_parameter(m, 0, path)) continue;
         snprintf(number, sizeof number, ".%d.", m->layer);
         const char *at = strstr(path, number);
         if (first_layer < 0) first_layer = m->layer;
@@ -648,6 +649,8 @@ static void put_pattern(struct json_writer *w, const struct adapter *adapter, bo
 }
 
 int peft_config_write(struct text *out, const struct adapter *adapter, struct error *err) {
+    static const char *const biases[] = {
+        [BIASES_NONE] = "none", [BIASES_LORA_ONLY] = "lora_only", [BIASES_ALL] = "all"};
     struct pool pool = {0};
     struct coverage c;
     if (coverage_of(adapter, &pool, &c, err)) {
@@ -663,7 +666,7 @@ int peft_config_write(struct text *out, const struct adapter *adapter, struct er
     else
         json_put_null(&w);
     json_put_key(&w, "bias");
-    json_put_string(&w, adapter->biases == BIASES_LORA_ONLY ? "lora_only" : "none");
+    json_put_string(&w, biases[adapter->biases]);
     json_put_key(&w, "fan_in_fan_out");
     json_put_bool(&w, false);
     json_put_key(&w, "inference_mode");

@@ -9,7 +9,7 @@ struct peft_config {
     bool rslora, dora;
     enum adapter_biases biases;
     const char *base_name; // NULL when absent; in the pool
-    // Per module id of the model, in the pool:
+    // Per id of a module or norm of the model, in the pool:
     bool *selected;
     int *ranks;    // of selected ones, after rank_pattern
     float *alphas; // their lora_alpha, after alpha_pattern

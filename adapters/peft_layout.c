@@ -19,11 +19,15 @@ int peft_tensor_count(const struct adapter_module *m, unsigned parts) {
     return n;
 }
 
-bool peft_is_base_copy(const struct module *m, const char *key) {
-    size_t prefix = sizeof PREFIX - 1, n = strlen(m->hf_name);
-    if (m->form != MODULE_EMBEDDING && m->form != MODULE_HEAD) return false;
-    return strncmp(key, PREFIX, prefix) == 0 && strncmp(key + prefix, m->hf_name, n) == 0 &&
-           strcmp(key + prefix + n, ".base_layer.weight") == 0;
+bool peft_is_copy(const struct adapter_module *m, const char *key) {
+    const struct module *module = m->module;
+    size_t prefix = sizeof PREFIX - 1, n = strlen(module->hf_name);
+    if (module->form != MODULE_EMBEDDING && module->form != MODULE_HEAD) return false;
+    if (strncmp(key, PREFIX, prefix) != 0 || strncmp(key + prefix, module->hf_name, n) != 0) return false;
+    const char *ending = key + prefix + n;
+    if (m->r) return strcmp(ending, ".base_layer.weight") == 0;
+    return m->full && m->bias &&
+           (strcmp(ending, ".original_module.bias") == 0 || strcmp(ending, ".modules_to_save.bias") == 0);
 }
 
 // "mlp.experts" of "mlp.experts.gate_up_proj".
@@ -71,7 +75,8 @@ static void pair_at(struct pool *pool, const struct module *m, bool sibling, int
         out->rows = b ? rows : all, out->cols = b ? all : in;
         break;
     }
-    case MODULE_EMBEDDING: // an adapter on it is looked up, not multiplied
+    case MODULE_NORM: break; // has no pair
+    case MODULE_EMBEDDING:   // an adapter on it is looked up, not multiplied
         out->key = pool_printf(pool, "%s%s.lora_embedding_%c", PREFIX, m->hf_name, b ? 'B' : 'A');
         out->rows = b ? m->in : r, out->cols = b ? r : m->out;
         break;
@@ -100,7 +105,9 @@ bool peft_tensor_at(struct pool *pool, const struct adapter_module *m, unsigned 
     struct adapter_shape s = adapter_part_shape(m, p);
     out->part = p, out->n_dims = single[p].n_dims;
     out->rows = s.rows, out->cols = s.cols;
-    out->key = pool_printf(pool, "%s%s.%s", PREFIX, m->module->hf_name, single[p].ending);
+    // Beside A and B, the bias is that of what PEFT wrapped.
+    const char *ending = p == ADAPTER_BIAS && !(parts & PAIR) ? "bias" : single[p].ending;
+    out->key = pool_printf(pool, "%s%s.%s", PREFIX, m->module->hf_name, ending);
     return out->key != NULL;
 }
 

@@ -27,6 +27,6 @@ void peft_get_row(const struct peft_tensor *t, const struct adapter_module *m, i
 void peft_put_row(const struct peft_tensor *t, struct adapter_module *m, int64_t row, const float *in);
 // Is there, among the modules marked in `has`, a later parameter of the same holder ("mlp.experts")?
 bool peft_has_sibling(const struct model *model, const bool *has, const struct module *module);
-// Does the name belong to the copy of a base weight that PEFT stores beside an adapter on embedding or head? It holds
-// nothing new.
-bool peft_is_base_copy(const struct module *module, const char *key);
+// Is it the name of a copy that PEFT stores beside what it is a copy of? Of a base weight beside an adapter on
+// embedding or head; with bias "all", of the bias before training and after, beside a head that is trained whole.
+bool peft_is_copy(const struct adapter_module *m, const char *key);

@@ -154,7 +154,7 @@ static const struct key_choice inits[] = {
 static const struct key_choice biases[] = {
     {"none", CONFIG_BIAS_NONE, KEY_WORKS, NULL},
     {"lora_only", CONFIG_BIAS_LORA_ONLY, KEY_WORKS, NULL},
-    {"all", 0, KEY_NOT_YET, NULL},
+    {"all", CONFIG_BIAS_ALL, KEY_WORKS, NULL},
     {0},
 };
 
@@ -189,11 +189,15 @@ const struct config_key keys_adapter[] = {
           .high = 4095),
     NOT_YET("peft_layers_pattern", KEY_STRINGS, "", "Name of the list of layers in an unusual model."),
     BOOL(peft_use_rslora, "", "Scale by alpha / sqrt(r) instead of alpha / r."),
-    BOOL(peft_use_dora, "",
-         "Train magnitude and direction apart (DoRA), on the linears of layers. With `lora_dropout` the base is "
-         "multiplied "
-         "twice. llama.cpp's adapter file cannot hold it."),
-    ENUM(peft_bias, biases, "none", "Biases that are trained: `lora_only`, those of adapted linears that have one."),
+    BOOL(
+        peft_use_dora, "",
+        "Train magnitude and direction apart (DoRA), on the linears of layers and, where it is named, on `lm_head`, "
+        "there without `lora_dropout`; with it the base is multiplied twice. llama.cpp's adapter file cannot hold it."),
+    ENUM(
+        peft_bias, biases, "none",
+        "Biases that are trained: `lora_only`, those of adapted linears that have one; `all`, every parameter that is "
+        "called bias: of any linear, of norms and of the head, not those of stacked experts. llama.cpp's adapter file, "
+        "MLX's and merged bases cannot hold them."),
     ENUM(peft_init_lora_weights, inits, "true",
          "Start of A: `true` kaiming-uniform, `gaussian` normal; B is zero. `false`: both random. `pissa`: A and B are "
          "the largest singular vectors of an unpacked base, which is trained less these; `pissa_niter_N` finds them by "

@@ -17,7 +17,7 @@ enum config_init {
     CONFIG_INIT_PISSA,    // the largest singular triplets of the base, taken off it; + n: pissa_niter_n
 };
 enum config_4bit { CONFIG_4BIT_NF4, CONFIG_4BIT_FP4 };
-enum config_bias { CONFIG_BIAS_NONE, CONFIG_BIAS_LORA_ONLY };
+enum config_bias { CONFIG_BIAS_NONE, CONFIG_BIAS_LORA_ONLY, CONFIG_BIAS_ALL };
 enum config_precision {
     CONFIG_PRECISION_AUTO, // bf16 where the hardware has it
     CONFIG_PRECISION_BF16, // asked for: also where it is emulated

@@ -276,6 +276,14 @@ static int check_table(const struct check *c, const struct table_adapter *on, in
                                       want(c, "row ids", 0, &on->row_ids, WANT_I32, on->rows.rows, 1))) {
         return -1;
     }
+    if (tensor_present(&on->bias) && check_trained(c, "own bias", &on->bias, &on->dbias, 1, v)) return -1;
+    if (tensor_present(&on->magnitude) && (check_trained(c, "magnitude", &on->magnitude, &on->dmagnitude, 1, v) ||
+                                           want(c, "norms", 0, &on->norms, WANT_F32, 1, v))) {
+        return -1;
+    }
+    if (tensor_present(&on->magnitude) &&
+        (tensor_present(&on->full) || tensor_present(&on->rows) || on->dropout != 0 || !tensor_present(&on->a)))
+        return param_error(c, "a magnitude without LoRA alone, or with dropout");
     if (tensor_present(&on->rows) && (tensor_present(&on->full) || tensor_present(&on->a)))
         return param_error(c, "rows of a table that is trained otherwise, too");
     if (!(on->dropout >= 0 && on->dropout < 1)) return param_error(c, "dropout outside [0, 1)");
@@ -312,7 +320,10 @@ static int check_norm(const struct check *c) {
     const struct weight *w = call->p.norm.w, *bias = call->p.norm.bias;
     if (w && want_weight(c, "the norm weight", w, 1, w->cols == d / groups ? d / groups : d)) return -1;
     if (call->p.norm.kind != NORM_RMS && call->p.norm.kind != NORM_LAYER) return param_error(c, "unknown norm");
-    return bias ? want_weight(c, "the norm bias", bias, 1, w ? w->cols : d) : 0;
+    const struct tensor *own = &call->p.norm.own_bias, *dbias = &call->p.norm.dbias;
+    int64_t cols = w ? w->cols : d;
+    if (tensor_present(own) && check_trained(c, "own bias", own, dbias, 1, cols)) return -1;
+    return bias ? want_weight(c, "the norm bias", bias, 1, cols) : 0;
 }
 
 static int check_span(const struct check *c, const struct lora_span *s, int64_t t, int64_t in, int64_t out,
@@ -747,6 +758,7 @@ int op_trained(enum op op, const union op_params *p, struct op_trained out[OP_MA
         add_trained(out, &n, "magnitude", &p->columns.magnitude, &p->columns.dmagnitude);
         add_trained(out, &n, "own bias", &p->columns.own_bias, &p->columns.dbias);
     }
+    if (op == OP_NORM || op == OP_ADD_NORM) add_trained(out, &n, "own bias", &p->norm.own_bias, &p->norm.dbias);
     const struct table_adapter *on = op == OP_EMBED                              ? &p->embed.on
                                      : op == OP_TOKEN_LOGPROB || op == OP_LOGITS ? &p->logprob.on
                                                                                  : NULL;
@@ -755,5 +767,7 @@ int op_trained(enum op op, const union op_params *p, struct op_trained out[OP_MA
     add_trained(out, &n, "adapter B", &on->b, &on->db);
     add_trained(out, &n, "whole table", &on->full, &on->dfull);
     add_trained(out, &n, "rows of the table", &on->rows, &on->drows);
+    add_trained(out, &n, "own bias", &on->bias, &on->dbias);
+    add_trained(out, &n, "magnitude", &on->magnitude, &on->dmagnitude);
     return n;
 }

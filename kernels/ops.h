@@ -95,6 +95,11 @@ struct table_adapter {
     struct tensor keys;                 // (T, 2) u32, read with dropout
     struct tensor full, dfull;          // (V, D) f32
     struct tensor rows, drows, row_ids; // (n, D) f32; (n, 1) i32
+    // Of the head alone, (1, V) f32: a bias in place of its own; DoRA's magnitude m with n, the norms of the rows of
+    // the table with LoRA, so that logits are m / n times what they would be, plus the bias. Not beside full or rows,
+    // nor with dropout.
+    struct tensor bias, dbias;
+    struct tensor magnitude, dmagnitude, norms;
 };
 
 struct linear_part {
@@ -169,10 +174,11 @@ union op_params {
         enum norm_kind kind;
         const struct weight *w, *bias; // (1, D) or (1, D / groups), then the same for each group; NULL = none
         float eps;
-        int groups;    // D / groups columns are normed together (heads); 1 = whole rows
-        bool plus_one; // multiply by 1 + w
-        float scale;   // of r in OP_ADD_NORM
-    } norm;            // OP_NORM, OP_ADD_NORM
+        int groups;                    // D / groups columns are normed together (heads); 1 = whole rows
+        bool plus_one;                 // multiply by 1 + w
+        float scale;                   // of r in OP_ADD_NORM
+        struct tensor own_bias, dbias; // (1, D) or (1, D / groups) f32: a trained bias in place of it; db = sum dy
+    } norm;                            // OP_NORM, OP_ADD_NORM
     struct {
         float scale;
     } add;

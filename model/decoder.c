@@ -59,12 +59,13 @@ int decoder_open(struct device *device, const struct model *model, const struct 
     struct decoder *d = out;
     *d = (struct decoder){.device = device, .model = model, .dtype = dtype, .limits = *limits};
     size_t layers = (size_t)model->arch.layers;
-    d->slots = mem_zalloc((size_t)model->n_modules, sizeof *d->slots);
+    size_t slots = (size_t)model->n_modules + (size_t)model->n_norms;
+    d->slots = mem_zalloc(slots, sizeof *d->slots);
     d->cache_k = mem_zalloc(layers, sizeof *d->cache_k);
     d->cache_v = mem_zalloc(layers, sizeof *d->cache_v);
     d->tape = tape_open(device, dtype, err);
     if (!d->slots || !d->cache_k || !d->cache_v)
-        error_memory(err, "the decoder", (size_t)model->n_modules * sizeof *d->slots);
+        error_memory(err, "the decoder", slots * sizeof *d->slots);
     else if (d->tape && !tensors_open(d, err) && (device_recording(device) || !rope_tables(d, err))) {
         tape_set_scalars(d->tape, d->scalars);
         return device->backend->class->weights_acquire(device->backend, SEGMENT_RESIDENT, false, err);
@@ -129,12 +130,17 @@ static int table_of(const struct build *b, enum module_form form, int64_t rows, 
         if (span->adapter < 0 || (m->form != MODULE_EMBEDDING && m->form != MODULE_HEAD)) continue;
         const struct slot_adapter *a = &d->slots[m->id].adapters[span->adapter];
         bool own = m->form == form, tied = form == MODULE_HEAD && !own && d->model->arch.tied;
-        if (!tensor_present(&a->a) && !tensor_present(&a->full) && !tensor_present(&a->rows)) continue;
+        if (!tensor_present(&a->a) && !tensor_present(&a->full) && !tensor_present(&a->rows) &&
+            !tensor_present(&a->bias)) {
+            continue;
+        }
         if (span->row_begin != 0 || span->row_end != rows)
             return error_set(b->err, STATUS_INTERNAL, "an adapter on %s for some rows only", m->hf_name);
         if (own) {
             out->a = a->a, out->b = a->b, out->da = a->da, out->db = a->db, out->scale = a->scale;
             out->full = a->full, out->dfull = a->dfull;
+            out->bias = a->bias, out->dbias = a->dbias;
+            out->magnitude = a->magnitude, out->dmagnitude = a->dmagnitude, out->norms = a->norms;
             if (pass->training && form == MODULE_HEAD) out->dropout = a->dropout; // PEFT's embedding adapter has none
             out->module = (uint32_t)m->id, out->keys = tensor_rows(d->keys, 0, rows);
         }

@@ -16,9 +16,10 @@ struct slot_adapter {
     struct tensor a0, b0; // a frozen pair that is subtracted with the same scale, without dropout (PiSSA)
     float scale;          // alpha / r or alpha / sqrt(r)
     float dropout;        // used by training passes only
-    // Of a plain linear, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in place of the
-    // base's.
-    struct tensor magnitude, dmagnitude, norms, bias, dbias;
+    // Of a plain linear or the head, (1, out) f32: DoRA's magnitude with the norms of W + scale B A, and a bias in
+    // place of the base's.
+    struct tensor magnitude, dmagnitude, norms;
+    struct tensor bias, dbias; // also of a norm
     struct tensor full, dfull; // embedding and head: (V, D) f32 in place of the base's
     struct tensor rows, drows; // embedding (and a head that is tied to it): (n, D) f32 in place of those of row_ids
     struct tensor row_ids;     // (n, 1) i32
@@ -58,7 +59,7 @@ struct decoder {
     struct tape *tape;
     enum dtype dtype;
     struct decoder_limits limits;
-    struct slot *slots; // (n_modules)
+    struct slot *slots; // (n_modules + n_norms)
     // Run-long buffers: the batch as the kernels see it.
     struct tensor ids, positions, targets, weights, keys, lengths, seqs, slot_rows;
     struct tensor rope[ARCH_MAX_ROPES]; // (max_positions, rotary_dim): cos, sin

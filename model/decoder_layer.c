@@ -20,6 +20,7 @@ struct norm_at layer_norm_at(const struct build *b, int layer, enum norm_site si
                         .kind = a->norm,
                         .w = w->norm[site].w,
                         .bias = w->norm[site].bias,
+                        .module = w->norm[site].module,
                         .eps = a->norm_eps,
                         .groups = 1};
     if (site == NORM_Q && !y->qk_whole) n.groups = y->heads;
@@ -35,23 +36,41 @@ struct norm_at final_norm_at(const struct build *b) {
                             .kind = a->norm,
                             .w = b->d->model->final_norm,
                             .bias = b->d->model->final_norm_bias,
+                            .module = b->d->model->final_norm_module,
                             .eps = a->norm_eps,
                             .groups = 1};
 }
 
-static union op_params norm_params(const struct norm_at *n) {
-    return (union op_params){.norm = {.kind = n->kind,
+// A bias in place of the base's, of the adapter that acts on all rows of the pass.
+static int norm_bias(const struct build *b, const struct norm_at *n, int64_t rows, union op_params *p) {
+    for (int i = 0; n->module && i < b->pass->n_spans; i++) {
+        const struct pass_span *span = &b->pass->spans[i];
+        if (span->adapter < 0 || span->row_begin == span->row_end) continue;
+        const struct slot_adapter *a = &b->d->slots[n->module->id].adapters[span->adapter];
+        if (!tensor_present(&a->bias)) continue;
+        if (span->row_begin != 0 || span->row_end != rows)
+            return error_set(b->err, STATUS_INTERNAL, "a bias of %s for some rows only", n->module->hf_name);
+        p->norm.own_bias = a->bias;
+        if (b->pass->gradients) p->norm.dbias = a->dbias;
+    }
+    return 0;
+}
+
+static int norm_params(const struct build *b, const struct norm_at *n, int64_t rows, union op_params *out) {
+    *out = (union op_params){.norm = {.kind = n->kind,
                                       .w = n->w,
                                       .bias = n->bias,
                                       .eps = n->eps,
                                       .groups = n->groups,
                                       .plus_one = n->plus_one,
                                       .scale = 1}};
+    return norm_bias(b, n, rows, out);
 }
 
 int build_norm(struct build *b, int x, const struct norm_at *norm, int *y) {
-    union op_params p = norm_params(norm);
+    union op_params p;
     int out[OP_MAX_OUT];
+    if (norm_params(b, norm, tape_tensor(b->d->tape, x).rows, &p)) return -1;
     if (record(b, OP_NORM, &x, 1, &p, out)) return -1;
     *y = out[0];
     return 0;
@@ -69,7 +88,8 @@ static int add(struct build *b, int layer, enum norm_site after, int x, const st
         b->s = b->y = out[0];
         return 0;
     }
-    union op_params p = norm_params(next);
+    union op_params p;
+    if (norm_params(b, next, tape_tensor(b->d->tape, x).rows, &p)) return -1;
     p.norm.scale = scale;
     if (record(b, OP_ADD_NORM, (int[]){b->s, x}, 2, &p, out)) return -1;
     b->s = out[0];

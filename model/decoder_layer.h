@@ -19,6 +19,7 @@ struct norm_at {
     bool present, plus_one;
     enum norm_kind kind;
     const struct weight *w, *bias;
+    const struct module *module; // NULL: no bias that could be trained
     float eps;
     int groups;
 };

@@ -153,6 +153,7 @@ static int take_all(struct loader *l) {
     if (!m->layer) return error_memory(l->err, "the weight table", (size_t)m->arch.layers * sizeof *m->layer);
     for (int i = 0; i < m->arch.layers && !l->failed; i++) loader_take_layer(l, i);
     if (!l->failed) loader_take_ends(l);
+    if (!l->failed) loader_take_norm_modules(l);
     if (l->failed) return -1;
     struct module *modules = pool_array(&m->pool, (uint64_t)l->n_modules, sizeof *modules);
     const struct weight **ordered = pool_array(&m->pool, (uint64_t)l->n_weights, sizeof *ordered);

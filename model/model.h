@@ -26,6 +26,7 @@ enum module_form {
     MODULE_PARAMETER, // a parameter that holds all experts
     MODULE_EMBEDDING,
     MODULE_HEAD,
+    MODULE_NORM, // one that has a bias, which can be trained
 };
 struct module_part {
     enum linear_kind linear;
@@ -69,6 +70,7 @@ struct layer_weights {
     struct linear linear[LINEAR_KINDS];
     struct {
         const struct weight *w, *bias; // NULL = none
+        const struct module *module;   // NULL = it has no bias
     } norm[NORM_SITES];
     const struct weight *sinks, *router_bias;
 };
@@ -83,9 +85,12 @@ struct model {
     int n_weights, n_segments;
     const struct weight *embed, *head, *head_bias; // head == embed's bytes when tied
     const struct weight *final_norm, *final_norm_bias;
+    const struct module *final_norm_module; // NULL = it has no bias
     struct layer_weights *layer;
-    struct module *modules;
+    struct module *modules; // what an adapter may sit on
     int n_modules;
+    struct module *norms; // with a bias; their ids follow those of the modules
+    int n_norms;
     uint64_t total_parameters;
     uint64_t ignored_tensors, ignored_bytes; // of other parts of a multimodal model, of extra prediction layers
     uint64_t file_bytes, weight_bytes;       // of the files; of the weights that are used
@@ -109,5 +114,9 @@ int model_require_weights(const struct model *model, struct error *err);
 int64_t module_file_row(const struct module *module, int64_t hf_row);
 // The HF row that row `row` of the i-th of module->tensors is.
 int64_t module_hf_row(const struct module *module, int i, int64_t row);
+// Modules and norms by id, 0 .. n_modules + n_norms - 1.
+static inline const struct module *model_module(const struct model *model, int id) {
+    return id < model->n_modules ? &model->modules[id] : &model->norms[id - model->n_modules];
+}
 // The module with this HF name (experts: with %d in place of the number), NULL when there is none.
 const struct module *model_find_module(const struct model *model, const char *hf_name, size_t length);

@@ -21,6 +21,7 @@ struct loader {
 
 // model_weights.c: every linear, norm and module of layer `l`; the embedding, final norm and head.
 void loader_take_ends(struct loader *l);
+void loader_take_norm_modules(struct loader *l); // after both: the norms whose biases can be trained
 void loader_take_layer(struct loader *l, int layer);
 // Rows and columns of a linear; false when the layer has none of the kind.
 bool linear_shape(const struct arch *arch, const struct layer_arch *layer, enum linear_kind kind, int64_t *out,

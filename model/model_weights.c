@@ -550,8 +550,52 @@ static void add_end(struct loader *l, enum module_form form, const char *hf_name
     m->hf_name = hf_name, m->short_name = last_component(hf_name);
     m->in = w->cols, m->out = w->rows;
     m->n_parts = m->n_tensors = 1;
-    m->parts[0] = (struct module_part){.linear = LINEAR_KINDS, .w = w, .rows = w->rows, .hf_step = 1};
+    const struct weight *bias = form == MODULE_HEAD ? l->model->head_bias : NULL;
+    m->parts[0] = (struct module_part){.linear = LINEAR_KINDS, .w = w, .bias = bias, .rows = w->rows, .hf_step = 1};
     m->tensors[0] = (struct module_tensor){.name = gguf_name, .rows = w->rows, .hf_step = 1};
+}
+
+// --- norms with a bias
+
+static const struct module *add_norm(struct loader *l, int layer, const char *hf, const char *gguf,
+                                     const struct weight *w, const struct weight *bias) {
+    struct model *model = l->model;
+    struct module *m = &model->norms[model->n_norms];
+    *m = (struct module){.id = l->n_modules + model->n_norms++, .layer = layer, .form = MODULE_NORM, .experts = 1};
+    m->hf_name = hf, m->short_name = last_component(hf);
+    m->in = m->out = bias->cols;
+    m->n_parts = m->n_tensors = 1;
+    m->parts[0] = (struct module_part){.linear = LINEAR_KINDS, .w = w, .bias = bias, .rows = bias->cols, .hf_step = 1};
+    m->tensors[0] = (struct module_tensor){.name = gguf, .rows = bias->cols, .hf_step = 1};
+    return m;
+}
+
+void loader_take_norm_modules(struct loader *l) {
+    struct model *m = l->model;
+    const struct family *f = l->family;
+    const char *layers = f->hf_layers ? f->hf_layers : "layers";
+    size_t n = m->final_norm_bias != NULL;
+    for (int k = 0; k < m->arch.layers; k++)
+        for (int s = 0; s < NORM_SITES; s++) n += m->layer[k].norm[s].bias != NULL;
+    if (n == 0) return;
+    m->norms = pool_array(&m->pool, n, sizeof *m->norms);
+    if (!m->norms) {
+        no_memory(l, "the table of norms");
+        return;
+    }
+    for (int k = 0; k < m->arch.layers; k++) {
+        for (int i = 0; i < FAMILY_NORMS && f->norms[i].hf; i++) {
+            const struct family_norm *row = &f->norms[i];
+            struct layer_weights *y = &m->layer[k];
+            if (!y->norm[row->site].bias || y->norm[row->site].module) continue;
+            const char *hf = weight_name(l, "%s%s.%d.%s", l->module_root, layers, k, row->hf);
+            const char *gguf = weight_name(l, "blk.%d.%s.weight", k, row->gguf);
+            y->norm[row->site].module = add_norm(l, k, hf, gguf, y->norm[row->site].w, y->norm[row->site].bias);
+        }
+    }
+    if (!m->final_norm_bias) return;
+    const char *hf = weight_name(l, "%s%s", l->module_root, f->hf_norm ? f->hf_norm : "norm");
+    m->final_norm_module = add_norm(l, -1, hf, "output_norm.weight", m->final_norm, m->final_norm_bias);
 }
 
 void loader_take_ends(struct loader *l) {

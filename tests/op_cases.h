@@ -17,6 +17,15 @@ static inline struct step_scalars case_scalars(void) {
 
 // bit 8 of a variant, in all ops over rows: so many rows that several threads share them
 enum { CASE_MANY_ROWS = 256 };
+// of norms and the head: a trained bias
+enum { CASE_OWN_BIAS = 1 << 14, CASE_MAGNITUDE = 1 << 15 };
+static inline void case_own_bias(struct bench *t, int64_t cols, struct tensor *value, struct tensor *gradient) {
+    int64_t pad = t->pad;
+    t->pad = 0;
+    *value = bench_values(t, bench_stat_dtype(t), 1, cols);
+    *gradient = bench_values(t, bench_stat_dtype(t), 1, cols);
+    t->pad = pad;
+}
 
 // --- norms. variant: bit 0 layer norm, bit 1 add into the input gradient, bit 2 wide, bit 3 bf16 weights
 static inline void case_norm_params(struct bench *t, int variant, int64_t cols) {
@@ -27,6 +36,7 @@ static inline void case_norm_params(struct bench *t, int variant, int64_t cols) 
     t->call.p.norm.eps = 1e-5f;
     t->call.p.norm.groups = 1;
     t->call.p.norm.scale = 1;
+    if (variant & CASE_OWN_BIAS) case_own_bias(t, cols, &t->call.p.norm.own_bias, &t->call.p.norm.dbias);
 }
 
 // Heads: 3 groups of columns. bit 4: one weight for all groups, bit 5: 1 + w, bit 6: no weight at all
@@ -576,6 +586,14 @@ static inline void case_logprob(struct bench *t, int variant) {
     call->p.logprob.logit_scale = variant & 8 ? 0.625f : 1;
     call->p.logprob.chunk_rows = variant & 16 ? 64 : 2;
     case_table(t, variant, vocabulary, d, rows, &call->p.logprob.on);
+    struct table_adapter *on = &call->p.logprob.on;
+    if (variant & CASE_OWN_BIAS) case_own_bias(t, vocabulary, &on->bias, &on->dbias);
+    if (variant & CASE_MAGNITUDE) {
+        struct tensor unused;
+        case_own_bias(t, vocabulary, &on->magnitude, &on->dmagnitude);
+        case_own_bias(t, vocabulary, &on->norms, &unused);
+        for (int64_t i = 0; i < vocabulary; i++) bench_set(t->image, &on->norms, 0, i, 0.5 + 0.1 * (double)(i % 7));
+    }
     struct step_scalars scalars = case_scalars();
     call->scalars = bench_scalars(t, &scalars);
     bench_gradients(t, 1, variant & 2);
@@ -703,4 +721,17 @@ static const struct op_case op_cases[] = {
     {"logprob fused one chunk", OP_TOKEN_LOGPROB, case_logprob, 1 + 16},
     {"logprob bias cap", OP_TOKEN_LOGPROB, case_logprob, 4 + 32},
     {"logprob fused bias", OP_TOKEN_LOGPROB, case_logprob, 1 + 8 + 32},
+    {"norm rms own bias", OP_NORM, case_norm, 4 + CASE_OWN_BIAS},
+    {"norm layer own bias acc", OP_NORM, case_norm, 1 + 2 + CASE_OWN_BIAS},
+    {"norm heads layer own bias", OP_NORM, case_norm_groups, 1 + 4 + 16 + CASE_OWN_BIAS},
+    {"add_norm layer own bias in place wide", OP_ADD_NORM, case_add_norm, 1 + 4 + 16 + CASE_OWN_BIAS},
+    {"add_norm layer own bias acc", OP_ADD_NORM, case_add_norm, 1 + 2 + CASE_OWN_BIAS},
+    {"logprob fused own bias cap", OP_TOKEN_LOGPROB, case_logprob, 1 + 4 + 8 + 32 + CASE_OWN_BIAS},
+    {"logprob fused rows own bias", OP_TOKEN_LOGPROB, case_logprob, 1 + CASE_TABLE_ROWS + CASE_OWN_BIAS},
+    {"logprob fused magnitude cap", OP_TOKEN_LOGPROB, case_logprob, 1 + 4 + 8 + CASE_TABLE_LORA + CASE_MAGNITUDE},
+    {"logprob magnitude own bias acc", OP_TOKEN_LOGPROB, case_logprob,
+     2 + CASE_TABLE_LORA + CASE_MAGNITUDE + CASE_OWN_BIAS},
+    {"logprob fused magnitude bias one chunk", OP_TOKEN_LOGPROB, case_logprob,
+     1 + 16 + 32 + CASE_TABLE_LORA + CASE_MAGNITUDE},
+    {"logprob whole own bias one chunk", OP_TOKEN_LOGPROB, case_logprob, 16 + CASE_TABLE_FULL + CASE_OWN_BIAS},
 };

@@ -423,7 +423,8 @@ TEST(peft_refuses_by_name) {
         {"\"use_dora\": false", "\"use_dora\": true", "use_dora is set, but tensor"},
         {"\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"},
         {"\"modules_to_save\": null", "\"modules_to_save\": []", NULL},
-        {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias"},
+        {"\"bias\": \"none\"", "\"bias\": \"some\"", "bias"},
+        {"\"bias\": \"none\"", "\"bias\": \"all\"", NULL}, // of which this base has none
         {"\"bias\": \"none\"", "\"lora_bias\": true", "lora_bias"},
         {"\"bias\": \"none\"", "\"trainable_token_indices\": [1]", "trainable_token_indices"},
         {"\"bias\": \"none\"", "\"target_parameters\": [\"mlp.experts\"]", "target_parameters"},

@@ -105,10 +105,11 @@ static void rewrite(const char *family, const char *base) {
                  safetensors_open(path_of(family, "adapter/adapter_model.safetensors"), &theirs, &err);
     CHECK_MSG(status == 0, "%s: %s", family, err.text);
     if (status == 0) {
-        size_t copies = 0; // of base weights, which PEFT adds beside adapters on embedding and head
+        size_t copies = 0; // which PEFT adds beside what is trained of embedding and head
         for (size_t i = 0; i < theirs.n_entries; i++) {
             const struct safetensors_entry *want = &theirs.entries[i], *got = safetensors_find(&ours, want->name);
-            bool copy = strstr(want->name, ".base_layer.weight") && !strstr(want->name, "experts");
+            bool copy = (strstr(want->name, ".base_layer.weight") && !strstr(want->name, "experts")) ||
+                        strstr(want->name, ".original_module.bias") || strstr(want->name, ".modules_to_save.bias");
             copies += copy;
             if (copy) continue;
             bool same = got && got->bytes == want->bytes && got->n_dims == want->n_dims &&

@@ -76,12 +76,19 @@ static void copy(const char *from, const char *to) {
 static const struct {
     const char *family, *why;
 } refused[] = {
-    {"gemma2", "query_pre_attn_scalar"},         {"gemma3", "query_pre_attn_scalar"},
-    {"gemma3-old", "query_pre_attn_scalar"},     {"gemma3-vision", "query_pre_attn_scalar"},
-    {"lora-ends-tied", "query_pre_attn_scalar"}, {"gpt-oss", "swiglu_limit"},
-    {"gpt-oss-mxfp4", "swiglu_limit"},           {"llama4", "attention chunk"},
-    {"phimoe", "router_jitter_noise"},           {"qwen2-moe", "which layers have experts"},
-    {"qwen3-moe-all", "norm_topk_prob"},         {"lora-aux-qwen3-moe", "which layers have experts"},
+    {"gemma2", "query_pre_attn_scalar"},
+    {"gemma3", "query_pre_attn_scalar"},
+    {"gemma3-old", "query_pre_attn_scalar"},
+    {"gemma3-vision", "query_pre_attn_scalar"},
+    {"lora-ends-tied", "query_pre_attn_scalar"},
+    {"lora-dora-head-tied", "query_pre_attn_scalar"},
+    {"gpt-oss", "swiglu_limit"},
+    {"gpt-oss-mxfp4", "swiglu_limit"},
+    {"llama4", "attention chunk"},
+    {"phimoe", "router_jitter_noise"},
+    {"qwen2-moe", "which layers have experts"},
+    {"qwen3-moe-all", "norm_topk_prob"},
+    {"lora-aux-qwen3-moe", "which layers have experts"},
 };
 // Written with a line that says what is lost.
 static const struct {

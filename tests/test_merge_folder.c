@@ -119,9 +119,13 @@ static void check_logits(const char *family, const char *merged) {
 static const struct {
     const char *family, *why;
 } refused[] = {
-    {"lora-ends-tied", "one matrix"},      {"lora-whole-tied", "one matrix"}, {"lora-bias", "trained bias"},
-    {"lora-bias-dora", "trained bias"},    {"llama-nf4", "is packed (NF4)"},  {"llama-int8", "is packed (INT8)"},
-    {"llama-gptq4", "is packed (GPTQ-4"},  {"llama-awq", "is packed (AWQ"},   {"llama-fp8-rows", "is packed (FP8"},
+    {"lora-ends-tied", "one matrix"},        {"lora-whole-tied", "one matrix"},
+    {"lora-bias", "trained bias"},           {"lora-dora-head-bias", "trained bias"},
+    {"lora-dora-head-tied", "one matrix"},   {"lora-biases", "trained bias"},
+    {"lora-biases-gpt-oss", "trained bias"}, {"lora-biases-phimoe", "trained bias"},
+    {"lora-bias-dora", "trained bias"},      {"llama-nf4", "is packed (NF4)"},
+    {"llama-int8", "is packed (INT8)"},      {"llama-gptq4", "is packed (GPTQ-4"},
+    {"llama-awq", "is packed (AWQ"},         {"llama-fp8-rows", "is packed (FP8"},
     {"gpt-oss-mxfp4", "is packed (MXFP4"},
 };
 

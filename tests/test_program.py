@@ -540,7 +540,7 @@ def embedding_and_head():
             expect(65, "one matrix", args=["export", out, "--to", "merged", "--out", f"{t}/{name}.gguf"])
         expect(65, "MLX", args=["export", out, "--to", "mlx", "--out", f"{t}/{name}-mlx"])
     expect(78, "no DoRA", args=["train", f"{t}/config.yml", "lora_target_linear=false", "peft_use_dora=true", f"lora_model_dir={t}/lora", f"output_dir={t}/no"])
-    expect(78, "DoRA on lm_head", args=["train", f"{t}/config.yml", "lora_target_modules=[lm_head]", "peft_use_dora=true", f"output_dir={t}/no"])
+    expect(78, "DoRA on model.embed_tokens", args=["train", f"{t}/config.yml", "lora_target_modules=[embed_tokens]", "peft_use_dora=true", f"output_dir={t}/no"])
     expect(78, "norm", args=["train", f"{t}/config.yml", "lora_modules_to_save=[norm]", f"output_dir={t}/no"])
     expect(78, "99999", args=["train", f"{t}/config.yml", "peft_trainable_token_indices=[99999]", f"output_dir={t}/no"])
     expect(78, "trained already", args=["train", f"{t}/config.yml", "peft_trainable_token_indices=[9]", "lora_modules_to_save=[embed_tokens]", f"output_dir={t}/no"])

@@ -2,6 +2,7 @@
 """What a run does beside training: stopping early, the best checkpoint, resuming, memory, what it leaves behind. On a tiny
 model. Closes with "N passed, N failed, N skipped"."""
 import json
+import math
 import os
 import re
 import shutil
@@ -165,6 +166,73 @@ def balance_of_experts_is_trained_and_told():
     expect(78, "no load-balancing loss for 'deepseek_v3'", args=["train", f"{t}/config.yml", "model_config.output_router_logits=true"])
     t = token_run("dense", "llama", "lora_target_modules: [o_proj]")
     expect(78, "has no experts", args=["train", f"{t}/config.yml", "model_config.output_router_logits=true"])
+
+
+@case
+def all_biases_are_trained_and_kept():
+    """Of linears with an adapter and without, of norms, of a head that is trained whole: the same bits after a resume and on any threads, in
+    evaluation what training saw, counted in the plan, and refused where files cannot hold them."""
+    t = token_run("biases", "lora-biases-phimoe", "lora_target_modules: [q_proj]", "lora_modules_to_save: [lm_head]", "peft_bias: all",
+                  "eval_steps: 3", "save_steps: 3")
+    out = train(t, "threads=1")
+    with open(f"{out}/adapter_config.json") as f:
+        said = json.load(f)
+    check(said["bias"] == "all" and said["target_modules"] == ["q_proj"], f"{said}")
+    with open(f"{out}/adapter_model.safetensors", "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    names = {k.removeprefix("base_model.model."): v["shape"] for k, v in header.items() if k.endswith(".bias")}
+    check({k: v for k, v in names.items() if "layers" not in k} == {"lm_head.bias": [101], "model.norm.bias": [12]}, f"{names}")
+    check(len(names) == 8 and "model.layers.0.self_attn.q_proj.base_layer.bias" in names, f"{names}")
+    peft = lambda folder: program.sha(f"{folder}/adapter_model.safetensors")
+    count = sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
+    plan = graft("plan", f"{t}/config.yml").stdout
+    check(f"{count} trainable parameters" in plan, f"{count}: {plan}")
+    evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
+    again = train(t, f"resume_from_checkpoint={out}/checkpoints/step-000003", "threads=3", out="again")
+    check(peft(again) == peft(out), "resumed, another adapter")
+    check(peft(train(t, "gradient_checkpointing=true", out="same")) == peft(out), "recomputed, another adapter")
+    check(graft("verify", out).returncode == 0, graft("verify", out).stderr)
+    r = graft("eval", f"{t}/config.yml", "--adapter", out, "--json")
+    check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - evals[-1]) < 1e-5, f"{r.stdout} {r.stderr}, {evals}")
+    check(not os.path.exists(f"{out}/adapter.gguf"), "an adapter.gguf that lacks them")
+    one = token_run("biases-alone", "lora-biases-gpt-oss", "lora_target_modules: [v_proj]", "peft_bias: all")  # experts' are not called so
+    plan = graft("plan", f"{one}/config.yml").stdout
+    check(f"{3 * (12 + 6) + 12 + 6 + 6 + 12 + 4} trainable parameters on 1 linears" in plan, plan)
+    # As PEFT, which wraps a router that is a parameter: its bias is one of an adapted linear.
+    only = token_run("biases-router", "lora-biases-gpt-oss", "lora_target_modules: [v_proj]", "lora_target_parameters: [mlp.router.weight]",
+                     "peft_bias: lora_only")
+    plan = graft("plan", f"{only}/config.yml").stdout
+    check(f"{3 * (12 + 6) + 6 + 3 * (12 + 4) + 4} trainable parameters on 2 linears" in plan, plan)
+    r = graft("eval", f"{only}/config.yml", "--adapter", train(only), "--json")
+    check(r.returncode == 0, r.stderr)
+    for to, word in (("gguf", "trained bias"), ("mlx", "linears of layers"), ("merged", "trained bias")):
+        expect(65, word, args=["export", out, "--to", to, "--out", f"{t}/{to}"])
+    go_on = [f"{t}/config.yml", f"lora_model_dir={out}", "lora_target_modules=[]", "lora_modules_to_save=[]", f"output_dir={t}/on"]
+    expect(78, "trains more biases than peft_bias asks for", args=["train", *go_on, "peft_bias=lora_only"])
+    check(graft("train", *go_on).returncode == 0, "cannot go on from it")
+
+
+@case
+def dora_on_the_head():
+    """Begins as the base, the same bits after a resume and on any threads, the same when merged; dropout and the embedding are refused."""
+    t = token_run("dora-head", "lora-dora-head", "lora_target_modules: [lm_head, o_proj]", "peft_use_dora: true", "eval_steps: 3", "save_steps: 3")
+    keys = ["learning_rate=0.5", "lr_scheduler=constant", "num_epochs=4"]
+    out = train(t, "threads=1", *keys)
+    evals = [x["eval_loss"] for x in log(out) if "eval_loss" in x]
+    bare = json.loads(graft("eval", f"{t}/config.yml", "--json").stdout)["loss"]
+    check(abs(evals[0] - bare) < 1e-5 and abs(evals[-1] - bare) > 0.03, f"{evals}, the base {bare}")
+    peft = lambda folder: program.sha(f"{folder}/adapter_model.safetensors")
+    again = train(t, f"resume_from_checkpoint={out}/checkpoints/{min(os.listdir(f'{out}/checkpoints'))}", "threads=3", *keys, out="again")
+    check(peft(again) == peft(out), "resumed, another adapter")
+    r = graft("export", out, "--to", "merged", "--out", f"{t}/merged")
+    check(r.returncode == 0, r.stderr)
+    r = graft("eval", f"{t}/config.yml", f"base_model={t}/merged", "--json")
+    check(r.returncode == 0 and abs(json.loads(r.stdout)["loss"] - evals[-1]) < 5e-3, f"{r.stdout} {r.stderr}, {evals}")  # its weights are bf16
+    check("bf16" in graft("train", f"{t}/config.yml", f"output_dir={t}/half", *keys, "float32=false", "bf16=true").stderr, "bf16")
+    half = [x["eval_loss"] for x in log(f"{t}/half") if "eval_loss" in x]
+    check(abs(half[-1] - evals[-1]) < 0.05, f"{half}, {evals}")
+    expect(78, "DoRA with dropout on lm_head", args=["train", f"{t}/config.yml", "lora_dropout=0.1", f"output_dir={t}/no"])
+    expect(78, "DoRA on model.embed_tokens is not", args=["train", f"{t}/config.yml", "lora_target_modules=[embed_tokens]", f"output_dir={t}/no"])
 
 
 @case

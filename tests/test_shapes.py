@@ -93,6 +93,15 @@ def mistral_as_published():
     check(got["trainable_parameters"] == 6815744, got["trainable_parameters"])
 
 
+def biases():
+    """What PEFT counts on the meta device with bias="all" and "lora_only": of linears, layer norms, gpt-oss's routers, a head."""
+    for name, everything, adapted in (("starcoder2-7b", 6083072, 5013504), ("phi-3.5-moe", 4820288, 4456448), ("gpt-oss-20b", 2871552, 2846208),
+                                      ("glm-4-9b", 5427200, 5406720), ("qwen3-8b", 4718592, 4718592)):
+        for setting, want in (("all", everything), ("lora_only", adapted)):
+            got = plan(f"{SHAPES}/{name}.json", "lora_r=8", "lora_target_modules=[q_proj, o_proj]", f"peft_bias={setting}")
+            check(got["trainable_parameters"] == want, f"{name}, {setting}: {got['trainable_parameters']}, PEFT: {want}")
+
+
 def four_bits():
     base = f"{SHAPES}/llama-3.1-8b.json"
     got = plan(base, "lora_target_linear=true", "load_in_4bit=true", "adapter=qlora", "gradient_checkpointing=true")
@@ -266,7 +275,7 @@ def nothing_grows_with_the_parameters():
 
 
 table = json.load(open(TABLE))["models"]
-cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, four_bits, experts_in_one_tensor_stay_unless_asked,
+cases = [(f.__name__, f) for f in (every_shape_is_in_the_table, mistral_as_published, biases, four_bits, experts_in_one_tensor_stay_unless_asked,
                                     packed_checkpoints, lists_of_what_is_not_packed, as_quantised_here,
                                    by_its_name_on_the_hub, size_follows_the_batch, as_planned_from_the_files,
                                    a_folder_with_only_a_config, what_is_refused)]

@@ -121,7 +121,7 @@ static void plan_text(const struct trainer *t, const struct forecast *f, struct 
     text_printf(out, "base        %s, %s, %.1f M parameters, %.1f MiB mapped (not counted below)\n", m->name,
                 m->file_type, (double)m->total_parameters / 1e6, (double)m->file_bytes / 1048576);
     text_printf(out, "adapter     %lld trainable parameters on %d linears\n", (long long)t->lora.n_params,
-                t->adapter.n_modules);
+                adapter_count_adapted(&t->adapter));
     text_printf(out, "data        %zu rows, %llu tokens, %llu trained; fill %.1f %%\n", t->train.count,
                 (unsigned long long)t->train.tokens, (unsigned long long)t->train.trained_tokens,
                 100 * loader_fill(t->loader));

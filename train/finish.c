@@ -224,7 +224,8 @@ static void run_facts(const struct trainer *t, struct facts *f) {
     const struct run_config *c = t->config;
     fact(f, "base", "%s (%s, %.1f M parameters)", m->name, m->file_type, (double)m->total_parameters / 1e6);
     fact(f, "adapter", "LoRA r %d, alpha %g, dropout %g, %d linears, %.2f M parameters", t->adapter.r,
-         (double)t->adapter.alpha, (double)t->adapter.dropout, t->adapter.n_modules, (double)t->lora.n_params / 1e6);
+         (double)t->adapter.alpha, (double)t->adapter.dropout, adapter_count_adapted(&t->adapter),
+         (double)t->lora.n_params / 1e6);
     for (size_t i = 0; i < c->datasets.count; i++) fact(f, "data", "%s", c->datasets.items[i].path);
     rows_facts(t, f);
     fact(f, "steps", "%lld of %lld, %g epochs", (long long)t->state.step, (long long)t->total_steps, c->num_epochs);
@@ -285,7 +286,7 @@ static void setting_facts(const struct trainer *t, struct facts *f) {
     const struct run_config *c = t->config;
     fact(f, "rank, alpha, dropout", "%d, %g, %g%s", t->adapter.r, (double)t->adapter.alpha, (double)t->adapter.dropout,
          t->adapter.rslora ? ", rank-stabilised" : "");
-    fact(f, "linears", "%d", t->adapter.n_modules);
+    fact(f, "linears", "%d", adapter_count_adapted(&t->adapter));
     fact(f, "learning rate", "%g", c->learning_rate);
     fact(f, "steps", "%lld", (long long)t->state.step);
     fact(f, "tokens a step", "%lld x %lld x %lld", (long long)c->micro_batch_size, (long long)c->sequence_len,

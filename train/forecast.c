@@ -69,7 +69,8 @@ static int time_it(struct timing *m, const struct session *s, double *flops_per_
 
 // A weight of zeros as wide as the first layer's MLP, and as high as keeps one product small.
 static int measure(const struct session *s, double *flops_per_second, struct error *err) {
-    const struct weight *like = s->model.layer[0].linear[s->model.arch.layer[0].moe ? LINEAR_EXPERT_UP : LINEAR_UP].w;
+    const struct linear *mlp = &s->model.layer[0].linear[s->model.arch.layer[0].moe ? LINEAR_EXPERT_UP : LINEAR_UP];
+    const struct weight *like = mlp->w ? mlp->w : mlp[-1].w; // gate and up in one, row by row: the gate's
     int64_t rows = (int64_t)(TIMED_FLOPS / (2.0 * TIMED_ROWS * (double)like->cols)) / 64 * 64;
     if (rows < 64) rows = 64;
     struct timing m = {.weight = *like, .weights = {NULL}};

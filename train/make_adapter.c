@@ -108,7 +108,7 @@ static int read_wanted(const struct run_config *c, const struct model *model, st
                                      .n_parameters = c->lora_target_parameters.count,
                                      .layers = c->peft_layers_to_transform.items,
                                      .n_layers = c->peft_layers_to_transform.count};
-    size_t all = (size_t)model->n_modules;
+    size_t all = (size_t)model->n_modules + (size_t)model->n_norms;
     int *ids = pool_array(pool, all, sizeof *ids);
     *out = (struct wanted){.adapted = pool_array(pool, all, sizeof *out->adapted),
                            .ranks = pool_array(pool, all, sizeof *out->ranks),
@@ -123,7 +123,7 @@ static int read_wanted(const struct run_config *c, const struct model *model, st
     if (mark_ends(c, model, out, err)) return -1;
     for (size_t i = 0; i < all; i++) {
         out->ranks[i] = c->lora_r, out->alphas[i] = c->lora_alpha;
-        if (!out->any && !out->saved[i]) out->adapted[i] = true;
+        if (!out->any && !out->saved[i] && i < (size_t)model->n_modules) out->adapted[i] = true;
     }
     return apply_pattern(model, "lora_rank_pattern", &c->lora_rank_pattern, out->adapted, out->ranks, err) ||
                    apply_pattern(model, "lora_alpha_pattern", &c->lora_alpha_pattern, out->adapted, out->alphas, err)
@@ -149,17 +149,35 @@ static int add_rows(struct adapter *adapter, const struct config_ints *ids, stru
     return failed;
 }
 
-// DoRA's magnitude and a bias of its own.
+// DoRA's magnitude.
 static int add_columns(struct adapter *adapter, struct adapter_module *m, struct error *err) {
     const struct module *module = m->module;
-    bool plain = module->form == MODULE_LINEAR && !module->router;
+    bool plain = (module->form == MODULE_LINEAR || module->form == MODULE_HEAD) && !module->router;
     if (adapter->dora && !plain)
         return error_set(err, STATUS_CONFIG,
-                         "peft_use_dora: DoRA on %s is not in this version; it is for linears of layers",
+                         "peft_use_dora: DoRA on %s is not in this version; it is for linears of layers and the head",
                          module->hf_name);
-    if (adapter->dora && adapter_add_part(adapter, m, ADAPTER_MAGNITUDE, err)) return -1;
-    bool bias = adapter->biases == BIASES_LORA_ONLY && plain && adapter_has_bias(module);
-    return bias ? add_copy(adapter, m, ADAPTER_BIAS, err) : 0;
+    return adapter->dora ? adapter_add_part(adapter, m, ADAPTER_MAGNITUDE, err) : 0;
+}
+
+static enum adapter_biases biases_of(const struct run_config *c) {
+    static const enum adapter_biases biases[] = {
+        [CONFIG_BIAS_NONE] = BIASES_NONE, [CONFIG_BIAS_LORA_ONLY] = BIASES_LORA_ONLY, [CONFIG_BIAS_ALL] = BIASES_ALL};
+    return biases[c->peft_bias];
+}
+
+// A bias that PEFT would train and we cannot: of experts that are linears of their own, of some rows of a fused linear.
+static int check_bias(enum adapter_biases biases, const struct module *module, bool adapted, struct error *err) {
+    bool any = false;
+    for (int p = 0; p < module->n_parts; p++) any |= module->parts[p].bias != NULL;
+    if (!any || biases == BIASES_NONE || (biases == BIASES_LORA_ONLY && !adapted)) return 0;
+    if (module->form == MODULE_EXPERTS)
+        return error_set(err, STATUS_CONFIG, "peft_bias: training the biases of the experts %s is not in this version",
+                         module->hf_name);
+    if (module->form == MODULE_LINEAR && !adapter_has_bias(module))
+        return error_set(err, STATUS_CONFIG, "peft_bias: %s has a bias on some of its rows only, which is not trained",
+                         module->hf_name);
+    return 0;
 }
 
 // PiSSA's second pair. (Of a base that is shapes alone no format is known.)
@@ -187,18 +205,22 @@ void trainer_copy_base(struct trainer *t) {
 // A new adapter on the modules that the configuration selects, each with its own rank and alpha.
 static int build_adapter(const struct run_config *c, const struct model *model, const struct wanted *want, bool outline,
                          struct adapter *adapter, struct error *err) {
-    if (adapter_begin(model, want->n, adapter, err)) return -1;
+    int all = model->n_modules + model->n_norms;
+    enum adapter_biases biases = biases_of(c);
+    if (adapter_begin(model, want->n + (biases == BIASES_ALL ? all : 0), adapter, err)) return -1;
     adapter->outline = outline;
     adapter->r = (int)c->lora_r;
     adapter->alpha = (float)c->lora_alpha;
     adapter->rslora = c->peft_use_rslora;
     adapter->dora = c->peft_use_dora;
     adapter->pissa = c->peft_init_lora_weights >= CONFIG_INIT_PISSA;
-    adapter->biases = c->peft_bias == CONFIG_BIAS_LORA_ONLY ? BIASES_LORA_ONLY : BIASES_NONE;
-    for (int i = 0; i < model->n_modules; i++) {
-        const struct module *module = &model->modules[i];
+    adapter->biases = biases;
+    for (int i = 0; i < all; i++) {
+        const struct module *module = model_module(model, i);
         bool bare = want->saved[i] || want->rows[i];
+        bool bias = adapter_trains_bias(biases, module, want->adapted[i], want->saved[i]);
         struct adapter_module *m;
+        if (check_bias(biases, module, want->adapted[i], err)) return -1;
         if (want->adapted[i] && (adapter_add(adapter, module, (int)want->ranks[i], (float)want->alphas[i], err) ||
                                  add_initial(adapter, &adapter->modules[adapter->n_modules - 1], err) ||
                                  add_columns(adapter, &adapter->modules[adapter->n_modules - 1], err))) {
@@ -209,6 +231,9 @@ static int build_adapter(const struct run_config *c, const struct model *model, 
                                      : add_rows(adapter, &c->peft_trainable_token_indices, m, err)))) {
             return -1;
         }
+        if (!bias) continue;
+        if (!want->adapted[i] && !bare && adapter_add_bare(adapter, module, &m, err)) return -1;
+        if (add_copy(adapter, &adapter->modules[adapter->n_modules - 1], ADAPTER_BIAS, err)) return -1;
     }
     return 0;
 }
@@ -231,8 +256,9 @@ static int compare_adapter(const struct trainer *t, const struct wanted *want, s
     bool root = t->config->peft_use_rslora || t->adapter.rslora;
     if (t->config->peft_use_dora && !t->adapter.dora)
         return error_set(err, STATUS_CONFIG, "lora_model_dir: %s is no DoRA, which peft_use_dora asks for", folder);
-    if (t->config->peft_bias == CONFIG_BIAS_LORA_ONLY && t->adapter.biases != BIASES_LORA_ONLY)
-        return error_set(err, STATUS_CONFIG, "lora_model_dir: %s trains no biases, which peft_bias asks for", folder);
+    if (t->config->peft_bias != CONFIG_BIAS_NONE && t->adapter.biases != biases_of(t->config))
+        return error_set(err, STATUS_CONFIG, "lora_model_dir: %s trains %s biases than peft_bias asks for", folder,
+                         t->adapter.biases == BIASES_ALL ? "more" : "fewer");
     for (int i = 0, k = 0; i < model->n_modules; i++) {
         const char *name = model->modules[i].hf_name;
         const struct adapter_module *m = k < t->adapter.n_modules ? &t->adapter.modules[k] : NULL;
@@ -289,6 +315,9 @@ static int check_dropout(const struct adapter *adapter, struct error *err) {
         if (m->form == MODULE_PARAMETER)
             return error_set(err, STATUS_CONFIG, "lora_dropout must be 0: the adapter on the parameter %s knows none",
                              m->hf_name);
+        if (m->form == MODULE_HEAD && adapter->modules[i].magnitude)
+            return error_set(err, STATUS_CONFIG,
+                             "lora_dropout must be 0: DoRA with dropout on %s is not in this version", m->hf_name);
     }
     return 0;
 }

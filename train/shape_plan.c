@@ -193,7 +193,7 @@ void shape_plan_text(const struct shape_plan *p, struct text *out) {
     text_printf(out, "            linears %.3f M, embedding and head %.3f M, norms, biases and routers %.3f M\n",
                 (double)p->base.linears / 1e6, (double)p->base.ends / 1e6, (double)p->base.others / 1e6);
     text_printf(out, "adapter     %lld trainable parameters on %d modules, %.4f %% of all\n", (long long)p->trainable,
-                p->adapter.n_modules, 100 * (double)p->trainable / (total + (double)p->trainable));
+                adapter_count_adapted(&p->adapter), 100 * (double)p->trainable / (total + (double)p->trainable));
     text_printf(out, "step        %lld tokens a micro-batch, %s, %d threads; data is not read\n\n", (long long)p->rows,
                 dtype_name(p->session.options.dtype), p->session.threads);
     text_printf(out, "base held as                        %s\n", u.name);

@@ -227,7 +227,7 @@ static void announce(struct trainer *t) {
         dataset_ledger(&t->held_out, &rows);
     }
     runlog_say(&t->log, "base: %s, %s, %.1f M parameters; adapter: r %d on %d linears, %.2f M parameters", m->name,
-               m->file_type, (double)m->total_parameters / 1e6, t->adapter.r, t->adapter.n_modules,
+               m->file_type, (double)m->total_parameters / 1e6, t->adapter.r, adapter_count_adapted(&t->adapter),
                (double)t->lora.n_params / 1e6);
     struct error why = {0};
     if (gguf_adapter_check(&t->adapter, &why)) runlog_say(&t->log, "no adapter.gguf will be written: %s", why.text);

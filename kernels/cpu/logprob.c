@@ -1,9 +1,9 @@
 // OP_TOKEN_LOGPROB and OP_LOGITS. Rows that count are gathered in chunks, so that logits exist for a chunk of rows at a
 // time and for no row that nobody asks about:
 //   z = cap(logit_scale * h W^T),  lse = log sum e^z,  logp = z[target] - lse,  dz = (g onehot + s softmax) z'
-// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W;
-// its gradients are added chunk by chunk in the pass that computes dz. with g = -weight, s = weight when the gradient
-// of the loss is wanted at once (fused), else g = dlogp, s = dlse - dlogp.
+// An adapter adds U B^T to the product, with U = scale * dropout(h) A^T, or stands in place of all or some rows of W,
+// or of the bias; its gradients are added chunk by chunk in the pass that computes dz. with g = -weight, s = weight
+// when the gradient of the loss is wanted at once (fused), else g = dlogp, s = dlse - dlogp.
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kernels.h"
@@ -15,6 +15,7 @@
 #include <string.h>
 
 enum { STRETCH = 1024 }; // rows of the vocabulary whose products are summed in one chain
+enum { BIAS_TASK = 256 };
 
 struct head {
     const struct cpu_backend *b;
@@ -26,6 +27,7 @@ struct head {
     uint8_t *h;                   // (chunk, D), gathered, in the dtype of in[0]
     float *h32;                   // (chunk, D): the same as floats, where a table is trained
     float *u, *v;                 // (chunk, R): of the adapter; v = scale * dz B
+    float *y;                     // (chunk, V): the product before DoRA's magnitude; NULL where that is not trained
     float *own, *spare;           // (chunk, n): logits of the table's own rows, their gradient; scratch
     uint32_t *keys;               // (chunk, 2), gathered
     float *g, *s;                 // (T): of the rows that count
@@ -40,14 +42,15 @@ static size_t aligned(size_t bytes) {
 }
 
 struct layout {
-    size_t logits, dh, part, h, h32, u, v, own, spare, keys, g, s, rows, total;
+    size_t logits, y, dh, part, h, h32, u, v, own, spare, keys, g, s, rows, total;
 };
 static struct layout layout_of(const struct op_call *call, int threads) {
     size_t t = (size_t)call->in[0].rows, d = (size_t)call->in[0].cols, v = (size_t)call->p.logprob.w->rows;
     size_t chunk = (size_t)call->p.logprob.chunk_rows < t ? (size_t)call->p.logprob.chunk_rows : t;
     struct layout l;
     l.logits = aligned(gemm_workspace_bytes(threads));
-    l.dh = l.logits + aligned(chunk * v * sizeof(float));
+    l.y = l.logits + aligned(chunk * v * sizeof(float));
+    l.dh = l.y + (tensor_present(&call->p.logprob.on.dmagnitude) ? aligned(chunk * v * sizeof(float)) : 0);
     l.part = l.dh + aligned(chunk * d * sizeof(float));
     l.h = l.part + aligned(chunk * d * sizeof(float));
     const struct table_adapter *on = &call->p.logprob.on;
@@ -86,6 +89,7 @@ static void head_open(struct head *h, const struct cpu_backend *b, const struct 
     uint8_t *workspace = cpu_at(b, &call->workspace);
     *h = (struct head){.b = b, .call = call, .bf16 = call->in[0].dtype == DTYPE_BF16, .gemm_workspace = workspace};
     h->logits = (float *)(void *)(workspace + l.logits);
+    if (tensor_present(&call->p.logprob.on.dmagnitude)) h->y = (float *)(void *)(workspace + l.y);
     h->dh = (float *)(void *)(workspace + l.dh);
     h->part = (float *)(void *)(workspace + l.part);
     h->h = workspace + l.h;
@@ -157,9 +161,10 @@ struct table_product {
     const void *x; // (m, D), rows x_row apart
     int64_t x_row, m;
     struct gemm_dropout dropout;
-    float *u, *own, *z;
+    float *u, *own, *z, *y; // y: as in struct head
     int64_t ldz;
     void *gemm_workspace;
+    const struct weight *bias;
 };
 
 static struct gemm_source of_tensor(const struct cpu_backend *b, const struct tensor *t) {
@@ -178,6 +183,15 @@ static struct gemm_dropout head_dropout(const struct cpu_backend *b, const struc
                                  .p = on->dropout};
 }
 
+// The bias that counts: the adapter's as a weight, or the base's. NULL = none.
+static const struct weight *bias_of(const struct cpu_backend *b, const struct op_call *call, struct weight *own) {
+    const struct tensor *t = &call->p.logprob.on.bias;
+    if (!tensor_present(t)) return call->p.logprob.bias;
+    *own = (struct weight){
+        .name = "own bias", .format = quant_format(QUANT_F32), .data = cpu_at(b, t), .rows = 1, .cols = t->cols};
+    return own;
+}
+
 static void put_own(void *context, int64_t i, int thread) {
     (void)thread;
     const struct table_product *p = context;
@@ -185,12 +199,30 @@ static void put_own(void *context, int64_t i, int thread) {
     for (int64_t j = 0; j < on->rows.rows; j++) {
         int32_t id = cpu_i32(p->b, &on->row_ids)[j * on->row_ids.ld];
         float bias = 0;
-        if (p->call->p.logprob.bias) weight_decode(p->call->p.logprob.bias, 0, id, 1, &bias);
+        if (p->bias) weight_decode(p->bias, 0, id, 1, &bias);
         p->z[i * p->ldz + id] = p->own[i * on->rows.rows + j] + bias;
     }
 }
 
+// DoRA: z = m / n z + bias.
+static void put_magnitude(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct table_product *p = context;
+    const struct table_adapter *on = &p->call->p.logprob.on;
+    const float *m = cpu_f32(p->b, &on->magnitude), *norms = cpu_f32(p->b, &on->norms);
+    int64_t v = on->magnitude.cols;
+    float *z = p->z + i * p->ldz, bias[BIAS_TASK] = {0};
+    if (p->y) memcpy(p->y + i * v, z, (size_t)v * sizeof *z);
+    for (int64_t begin = 0; begin < v; begin += BIAS_TASK) {
+        int64_t n = v - begin < BIAS_TASK ? v - begin : BIAS_TASK;
+        if (p->bias) weight_decode(p->bias, 0, begin, n, bias);
+        for (int64_t j = 0; j < n; j++) z[begin + j] = z[begin + j] * (m[begin + j] / norms[begin + j]) + bias[j];
+    }
+}
+
 static void table_product(struct table_product *p) {
+    struct weight own_bias;
+    p->bias = bias_of(p->b, p->call, &own_bias);
     const struct gemm_isa *isa = p->b->isa->gemm;
     const struct weight *w = p->call->p.logprob.w;
     const struct table_adapter *on = &p->call->p.logprob.on;
@@ -225,8 +257,10 @@ static void table_product(struct table_product *p) {
         job.n_terms = 2;
     }
     if (tensor_present(&on->full)) sources[0] = of_tensor(p->b, &on->full), sources[0].n = w->rows;
-    job.n = w->rows, job.c = p->z, job.ldc = p->ldz, job.bias = p->call->p.logprob.bias;
+    job.n = w->rows, job.c = p->z, job.ldc = p->ldz;
+    if (!tensor_present(&on->magnitude)) job.bias = p->bias;
     gemm_run(p->b->threads, isa, &job, 1, p->gemm_workspace);
+    if (tensor_present(&on->magnitude)) threads_run(p->b->threads, p->m, put_magnitude, p);
     if (!tensor_present(&on->rows)) return;
     sources[0] = of_tensor(p->b, &on->rows), sources[0].n = on->rows.rows;
     job = (struct gemm_job){.m = p->m, .n = on->rows.rows, .c = p->own, .ldc = on->rows.rows, .scale = 1};
@@ -258,6 +292,19 @@ static void softmax_row(void *context, int64_t i, int thread) {
     if (cap != 0) slope *= 1.0f - at_target / cap * (at_target / cap);
     isa->softmax_bwd_row(z, v, largest, s / sum, scale, cap);
     z[target] += g * slope;
+}
+
+// The gradient of a row of logits becomes that of the product, in bf16 where that is what is multiplied.
+static void settle_row(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct head *h = context;
+    const struct gemm_isa *isa = h->b->isa->gemm;
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    int64_t v = h->call->p.logprob.w->rows;
+    float *z = h->logits + i * v;
+    const float *m = tensor_present(&on->magnitude) ? cpu_f32(h->b, &on->magnitude) : NULL,
+                *norms = m ? cpu_f32(h->b, &on->norms) : NULL;
+    for (int64_t j = 0; m && j < v; j++) z[j] *= m[j] / norms[j];
     if (!h->bf16) return;
     uint16_t part[1024]; // bf16 goes where the row's first half was: behind what is still to be read
     for (int64_t j = 0; j < v; j += 1024) {
@@ -397,10 +444,36 @@ static void table_gradients(struct head *h) {
     run_job(h, job, &term);
 }
 
+// db += dz, dm += dz y / n, summed over the rows of the chunk: blocks of columns, each of one thread.
+static void column_gradients(void *context, int64_t i, int thread) {
+    (void)thread;
+    const struct head *h = context;
+    const struct table_adapter *on = &h->call->p.logprob.on;
+    bool bias = tensor_present(&on->dbias), magnitude = tensor_present(&on->dmagnitude);
+    int64_t v = h->call->p.logprob.w->rows, begin = i * BIAS_TASK, n = v - begin < BIAS_TASK ? v - begin : BIAS_TASK;
+    double sum_b[BIAS_TASK] = {0}, sum_m[BIAS_TASK] = {0};
+    for (int64_t t = 0; t < h->count; t++) {
+        const float *dz = h->logits + t * v + begin, *y = h->y ? h->y + t * v + begin : NULL;
+        for (int64_t j = 0; j < n; j++) {
+            sum_b[j] += (double)dz[j];
+            if (y) sum_m[j] += (double)dz[j] * (double)y[j];
+        }
+    }
+    for (int64_t j = 0; j < n; j++) {
+        if (bias) cpu_f32(h->b, &on->dbias)[begin + j] += (float)sum_b[j];
+        if (!magnitude) continue;
+        double norm = (double)cpu_f32(h->b, &on->norms)[begin + j];
+        cpu_f32(h->b, &on->dmagnitude)[begin + j] += (float)(sum_m[j] / norm);
+    }
+}
+
 // dh, and the gradients of what is trained, from dz.
 static void chunk_gradients(struct head *h) {
     const struct table_adapter *on = &h->call->p.logprob.on;
     int64_t d = h->call->in[0].cols, n = on->rows.rows;
+    int64_t blocks = (h->call->p.logprob.w->rows + BIAS_TASK - 1) / BIAS_TASK;
+    if (tensor_present(&on->dbias) || h->y) threads_run(h->b->threads, blocks, column_gradients, h);
+    threads_run(h->b->threads, h->count, settle_row, h);
     if (n) threads_run(h->b->threads, h->count, take_own, h);
     over_vocabulary(h, &on->full, 1, d, h->dh, h->part);
     if (n) {
@@ -425,6 +498,7 @@ static void run_chunks(struct head *h) {
                                     .dropout = head_dropout(h->b, call, h->keys, 2),
                                     .u = h->u,
                                     .own = h->own,
+                                    .y = h->y,
                                     .z = h->logits,
                                     .ldz = call->p.logprob.w->rows,
                                     .gemm_workspace = h->gemm_workspace};

@@ -29,8 +29,9 @@ static struct norm_row norm_statistics(const struct op_call *call, const struct 
 }
 
 // Weight and bias of every column as doubles, freed by the caller; NULL when out of memory.
-static double *norm_weights(const struct op_call *call, int64_t cols) {
+static double *norm_weights(const struct cpu_backend *b, const struct op_call *call, int64_t cols) {
     const struct weight *weight = call->p.norm.w, *bias = call->p.norm.bias;
+    struct view own = view_of(b, &call->p.norm.own_bias);
     double *w = mem_zalloc((size_t)cols, 3 * sizeof(double) + sizeof(float)), *row = w + 2 * cols;
     if (!w) return NULL;
     for (int64_t d = 0; d < cols; d++) w[d] = 1;
@@ -38,7 +39,9 @@ static double *norm_weights(const struct op_call *call, int64_t cols) {
         weight_row(weight, 0, (float *)(w + 3 * cols), row);
         for (int64_t d = 0; d < cols; d++) w[d] = row[d % weight->cols] + (call->p.norm.plus_one ? 1 : 0);
     }
-    if (bias) {
+    if (own.p) {
+        for (int64_t d = 0; d < cols; d++) w[cols + d] = view_get(&own, 0, d % own.cols);
+    } else if (bias) {
         weight_row(bias, 0, (float *)(w + 3 * cols), row);
         for (int64_t d = 0; d < cols; d++) w[cols + d] = row[d % bias->cols];
     }
@@ -50,7 +53,7 @@ static int norm_rows(struct cpu_backend *b, const struct op_call *call, struct v
                      struct error *err) {
     struct view rstd = view_of(b, &call->saved[0]), mean = view_of(b, &call->saved[1]);
     int64_t group = x.cols / call->p.norm.groups;
-    double *w = norm_weights(call, x.cols);
+    double *w = norm_weights(b, call, x.cols);
     if (!w) return error_memory(err, "a norm weight", (size_t)x.cols * 28);
     for (int64_t t = 0; t < x.rows; t++) {
         for (int64_t begin = 0; begin < x.cols; begin += group) {
@@ -75,6 +78,18 @@ static int add_norm(struct cpu_backend *b, const struct op_call *call, struct er
     return norm_rows(b, call, s, view_of(b, &call->out[1]), err);
 }
 
+// A trained bias: db += dy, over all rows and groups.
+static void norm_bias_backward(const struct cpu_backend *b, const struct op_call *call, const struct view *dy) {
+    struct view db = view_of(b, &call->p.norm.dbias);
+    for (int64_t n = 0; db.p && dy->p && n < db.cols; n++) {
+        double sum = 0;
+        for (int64_t t = 0; t < dy->rows; t++) {
+            for (int64_t d = n; d < dy->cols; d += db.cols) sum += view_get(dy, t, d);
+        }
+        view_grad(&db, 0, n, sum, true);
+    }
+}
+
 // With g = dy * w, n = (x - mean) * rstd: dx = rstd * (g - mean(g) - n * mean(g * n)); RMS has no mean(g).
 // `direct` is the gradient that reaches the sum past the norm; both inputs of a sum get the same, the second scaled.
 static int norm_backward(struct cpu_backend *b, const struct op_call *call, struct view x, const struct tensor *direct,
@@ -82,7 +97,8 @@ static int norm_backward(struct cpu_backend *b, const struct op_call *call, stru
     struct view ds = view_of(b, direct), dy = view_of(b, through);
     struct view dx = view_of(b, &call->grad_in[0]), dr = view_of(b, &call->grad_in[1]);
     if (same_place(&call->grad_in[0], &call->grad_in[1])) dr.p = NULL;
-    double *w = norm_weights(call, x.cols);
+    norm_bias_backward(b, call, &dy);
+    double *w = norm_weights(b, call, x.cols);
     double *g = w ? mem_zalloc((size_t)x.cols, sizeof(double)) : NULL;
     if (!g) {
         mem_free(w);

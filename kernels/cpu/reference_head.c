@@ -102,17 +102,19 @@ int reference_embed_backward(struct cpu_backend *b, const struct op_call *call, 
 // --- the head
 
 struct head {
-    double *z, *slope, *row, *dh, *h, *factor, *u;
+    double *z, *slope, *y, *c, *row, *dh, *h, *factor, *u; // y: W h with LoRA; c: m / n, by which DoRA multiplies it
     float *scratch;
 };
 
 static int head_open(const struct op_call *call, struct head *head, struct error *err) {
     int64_t v = call->p.logprob.w->rows, d = call->p.logprob.w->cols, r = call->p.logprob.on.a.rows;
-    size_t bytes = (size_t)(2 * v + 4 * d + 2 * r) * sizeof(double) + (size_t)d * sizeof(float);
+    size_t bytes = (size_t)(4 * v + 4 * d + 2 * r) * sizeof(double) + (size_t)d * sizeof(float);
     head->z = mem_alloc(bytes);
     if (!head->z) return error_memory(err, "a row of logits", bytes);
     head->slope = head->z + v;
-    head->row = head->slope + v;
+    head->y = head->slope + v;
+    head->c = head->y + v;
+    head->row = head->c + v;
     head->dh = head->row + d;
     head->h = head->dh + d;
     head->factor = head->h + d;
@@ -136,12 +138,13 @@ static void head_dropout(const struct cpu_backend *b, const struct op_call *call
     }
 }
 
-// Logits of one row: z = cap(logit_scale * (W h + bias)), and slope = dz / d(W h), where W h counts the adapter.
+// Logits of one row: z = cap(logit_scale * (c y + bias)), and slope = dz / d(c y), where y = W h counts the adapter.
 static void logits_row(const struct cpu_backend *b, const struct op_call *call, int64_t t, struct head *head) {
     struct view h = view_of(b, &call->in[0]);
     const struct weight *w = call->p.logprob.w;
     const struct table_adapter *on = &call->p.logprob.on;
-    struct view a = view_of(b, &on->a), bb = view_of(b, &on->b);
+    struct view a = view_of(b, &on->a), bb = view_of(b, &on->b), own_bias = view_of(b, &on->bias);
+    struct view magnitude = view_of(b, &on->magnitude), norms = view_of(b, &on->norms);
     double cap = (double)call->p.logprob.soft_cap, scale = (double)call->p.logprob.logit_scale;
     head_dropout(b, call, t, head->factor);
     for (int64_t d = 0; d < w->cols; d++) head->h[d] = view_get(&h, t, d);
@@ -154,10 +157,12 @@ static void logits_row(const struct cpu_backend *b, const struct op_call *call, 
         table_row(b, on, w, v, head->scratch, head->row);
         float bias = 0;
         if (call->p.logprob.bias) weight_decode(call->p.logprob.bias, 0, v, 1, &bias);
-        double sum = (double)bias;
+        double sum = 0, plus = own_bias.p ? view_get(&own_bias, 0, v) : (double)bias;
         for (int64_t d = 0; d < w->cols; d++) sum += head->h[d] * head->row[d];
         for (int64_t r = 0; a.p && r < a.rows; r++) sum += head->u[r] * view_get(&bb, v, r);
-        head->z[v] = sum * scale;
+        head->y[v] = sum;
+        head->c[v] = magnitude.p ? view_get(&magnitude, 0, v) / view_get(&norms, 0, v) : 1;
+        head->z[v] = (head->c[v] * sum + plus) * scale;
         head->slope[v] = scale;
         if (cap > 0) {
             double tanh_z = tanh(head->z[v] / cap);
@@ -192,11 +197,15 @@ static void head_row_backward(const struct cpu_backend *b, const struct op_call 
     const struct weight *w = call->p.logprob.w;
     const struct table_adapter *on = &call->p.logprob.on;
     struct view a = view_of(b, &on->a), bb = view_of(b, &on->b), da = view_of(b, &on->da), db = view_of(b, &on->db);
+    struct view dbias = view_of(b, &on->dbias), dm = view_of(b, &on->dmagnitude), norms = view_of(b, &on->norms);
     double *du = head->u + a.rows;
     for (int64_t d = 0; d < w->cols; d++) head->dh[d] = 0;
     for (int64_t r = 0; a.p && r < a.rows; r++) du[r] = 0;
     for (int64_t v = 0; v < w->rows; v++) {
         double p = exp(head->z[v] - lse), dz = ((dlse - dlogp) * p + (v == target ? dlogp : 0)) * head->slope[v];
+        view_grad(&dbias, 0, v, dz, true);
+        if (dm.p) view_grad(&dm, 0, v, dz * head->y[v] / view_get(&norms, 0, v), true);
+        dz *= head->c[v];
         table_row(b, on, w, v, head->scratch, head->row);
         for (int64_t d = 0; d < w->cols; d++) head->dh[d] += dz * head->row[d];
         table_row_grad(b, on, v, dz, head->h, w->cols);

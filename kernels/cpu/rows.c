@@ -10,6 +10,7 @@
 #include <string.h>
 
 enum { TASK_ELEMENTS = 32768 }; // of one task: tens of microseconds
+enum { BIAS_TASK = 64 };        // columns
 
 struct row_job {
     row_kernel kernel;
@@ -53,7 +54,7 @@ static void norm_values(const union op_params *p, int64_t cols, float *w, float 
     else
         for (int64_t i = 0; i < cols; i++) w[i] = 1;
     for (int64_t i = 0; p->norm.w && p->norm.plus_one && i < p->norm.w->cols; i++) w[i] += 1;
-    if (p->norm.bias) weight_decode(p->norm.bias, 0, 0, p->norm.bias->cols, bias);
+    if (p->norm.bias && !tensor_present(&p->norm.own_bias)) weight_decode(p->norm.bias, 0, 0, p->norm.bias->cols, bias);
 }
 
 // The argument block without its activations; weight and bias are decoded into the workspace.
@@ -63,6 +64,7 @@ static int norm_open(struct cpu_backend *b, const struct op_call *call, struct n
         return error_set(err, STATUS_INTERNAL, "workspace too small");
     }
     float *values = cpu_f32(b, &call->workspace);
+    const struct tensor *own = &call->p.norm.own_bias, *dbias = &call->p.norm.dbias;
     *a = (struct norm_args){.dtype = call->in[0].dtype,
                             .kind = call->p.norm.kind,
                             .cols = group,
@@ -71,7 +73,12 @@ static int norm_open(struct cpu_backend *b, const struct op_call *call, struct n
                             .eps = call->p.norm.eps,
                             .scale = call->p.norm.scale,
                             .w = values,
-                            .bias = call->p.norm.bias ? values + cols : NULL,
+                            .bias = tensor_present(own) ? cpu_f32(b, own)
+                                    : call->p.norm.bias ? values + cols
+                                                        : NULL,
+                            .dbias = tensor_present(dbias) ? cpu_f32(b, dbias) : NULL,
+                            .bias_cols = dbias->cols,
+                            .rows = call->in[0].rows,
                             .rstd = matrix_of(b, &call->saved[0]),
                             .mean = matrix_of(b, &call->saved[1])};
     norm_values(&call->p, cols, values, values + cols);
@@ -120,15 +127,42 @@ int cpu_add_norm_recompute(struct backend *backend, const struct op_call *call, 
     return 0;
 }
 
+static float norm_gradient(const struct norm_args *a, int64_t row, int64_t col) {
+    if (a->dtype == DTYPE_F32) return ((const float *)(const void *)a->dy.p)[row * a->dy.ld + col];
+    return bf16_to_float(((const uint16_t *)(const void *)a->dy.p)[row * a->dy.ld + col]);
+}
+
+// The gradient of a trained bias, before that of x may take the place of dy. Blocks of columns: each thread adds up its
+// own, over the rows in their order.
+static void bias_sums(const void *args, int64_t first, int64_t last) {
+    const struct norm_args *a = args;
+    int64_t width = a->cols * a->groups;
+    for (int64_t begin = first * BIAS_TASK; begin < last * BIAS_TASK && begin < a->bias_cols; begin += BIAS_TASK) {
+        int64_t n = a->bias_cols - begin < BIAS_TASK ? a->bias_cols - begin : BIAS_TASK;
+        double sum[BIAS_TASK] = {0};
+        for (int64_t t = 0; t < a->rows; t++) {
+            for (int64_t group = begin; group < width; group += a->bias_cols)
+                for (int64_t i = 0; i < n; i++) sum[i] += (double)norm_gradient(a, t, group + i);
+        }
+        for (int64_t i = 0; i < n; i++) a->dbias[begin + i] += (float)sum[i];
+    }
+}
+
+static void norm_bias(struct cpu_backend *b, const struct norm_args *a) {
+    if (a->dbias) rows_run(b, bias_sums, a, (a->bias_cols + BIAS_TASK - 1) / BIAS_TASK, a->rows * BIAS_TASK);
+}
+
 int cpu_norm_backward(struct backend *backend, const struct op_call *call, struct error *err) {
     struct cpu_backend *b = self(backend);
     struct norm_args a;
     if (!b->isa) return reference_backward(b, call, err);
-    if (!tensor_present(&call->grad_in[0])) return 0;
+    if (!tensor_present(&call->grad_in[0]) && !tensor_present(&call->p.norm.dbias)) return 0;
     if (!tensor_present(&call->grad_out[0])) return error_set(err, STATUS_INTERNAL, "no gradient of y");
     if (need_statistics(call, err) || norm_open(b, call, &a, err)) return -1;
     a.x = matrix_of(b, &call->in[0]);
     a.dy = matrix_of(b, &call->grad_out[0]);
+    norm_bias(b, &a);
+    if (!tensor_present(&call->grad_in[0])) return 0;
     a.dx = matrix_of(b, &call->grad_in[0]);
     a.acc_x = call->acc[0];
     rows_run(b, b->isa->rows->norm_backward, &a, call->in[0].rows, call->in[0].cols);
@@ -164,6 +198,7 @@ int cpu_add_norm_backward(struct backend *backend, const struct op_call *call, s
     a.dy = matrix_of(b, &call->grad_out[1]);
     a.dx = matrix_of(b, &call->grad_in[0]);
     a.acc_x = call->acc[0];
+    norm_bias(b, &a);
     if (!same_place(&call->grad_in[0], &call->grad_in[1])) {
         a.dr = matrix_of(b, &call->grad_in[1]);
         a.acc_r = call->acc[1];

@@ -21,7 +21,9 @@ struct norm_args {
     int groups;   // in a row, each with its own statistics
     int64_t step; // from one group's weights to the next: cols, or 0 where all share them
     float eps, scale;
-    const float *w, *bias;    // bias NULL for none
+    const float *w, *bias; // bias NULL for none
+    float *dbias;          // backward: (bias_cols) of a trained one, NULL for none
+    int64_t rows, bias_cols;
     struct matrix x, r, s, y; // r and s only where s = x + scale r is normed
     struct matrix rstd, mean; // f32 (T, groups); absent where nothing is saved (mean: or RMS)
     struct matrix ds, dy;     // backward; each may be absent

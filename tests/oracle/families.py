@@ -290,6 +290,21 @@ CASES.update({
     "lora-aux-qwen3-moe": ("qwen3_moe", variant(moe_intermediate_size=12, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True,
                                                 num_hidden_layers=3, mlp_only_layers=[1], output_router_logits=True, router_aux_loss_coef=0.7),
                            ["k_proj"], {"parameters": ["mlp.gate.weight"]}),
+    # bias="all": what is named `bias`, of linears with an adapter and without, of layer norms, of a router, of the head.
+    "lora-biases": ("starcoder2", variant(num_hidden_layers=1), ["k_proj", "c_proj"], {"drop": ["head_dim"], "lora": {"bias": "all"}}),
+    "lora-biases-gpt-oss": ("gpt_oss", variant(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=1),
+                            ["v_proj"], {"parameters": ["mlp.router.weight"], "lora": {"bias": "all"}}),
+    "lora-biases-phimoe": ("phimoe", variant(intermediate_size=12, num_local_experts=4, attention_bias=True, lm_head_bias=True, sliding_window=None,
+                                             num_hidden_layers=1, tie_word_embeddings=False), ["q_proj"],
+                           {"drop": ["head_dim"], "lora": {"bias": "all", "modules_to_save": ["lm_head"]}}),
+    # DoRA on the head: alone, with scaled logits; tied, with capped ones; with a bias that is trained.
+    "lora-dora-head": ("granite", variant(num_hidden_layers=1, logits_scaling=3.0), ["lm_head", "o_proj"],
+                       {"drop": ["head_dim"], "lora": {"use_dora": True}}),
+    "lora-dora-head-tied": ("gemma2", variant(num_hidden_layers=1, query_pre_attn_scalar=20, final_logit_softcapping=8.0),
+                            ["lm_head"], {"lora": {"use_dora": True}}),
+    "lora-dora-head-bias": ("phimoe", variant(intermediate_size=12, num_local_experts=2, num_experts_per_tok=2, lm_head_bias=True, sliding_window=None,
+                                              num_hidden_layers=1, tie_word_embeddings=False), ["lm_head"],
+                            {"drop": ["head_dim"], "lora": {"use_dora": True, "bias": "lora_only"}}),
 })
 
 # The committed fixtures have these as a GGUF, too: every architecture of model/families.c once.
@@ -446,7 +461,7 @@ def gradients_by_key(model):
     out = {}
     for key, value in saved.items():
         p = by_place.get(value.data_ptr())
-        if p is not None:
+        if p is not None and ".modules_to_save." not in key:  # with bias="all" a module's bias is there twice
             out[key] = p.grad.detach().clone().contiguous()
     return out
 

@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 export GRAFT_VENV=${GRAFT_VENV:-build/venv}
 suites=("$@")
-test ${#suites[@]} -gt 0 || suites=(quants tables quantized quantize_gguf merged families experts shapes tokens templates peft_oracle dora_dropout hot_swap quickstart)
+test ${#suites[@]} -gt 0 || suites=(quants tables quantized quantize_gguf merged families experts shapes tokens templates peft_oracle dora_dropout trained_parts hot_swap quickstart)
 passed=0 failed=0 skipped=0
 times=""
 
