@@ -49,7 +49,8 @@ class Recipe:
                         f"{gib(p['peak_bytes'] - p['classes']['base'])} GiB beside it, {gib(p['peak_bytes'])} GiB in all.\n")
         get = lambda key: re.search(rf"^{key}: *(.+?)(?: #.*)?$", self.text, re.M).group(1)
         where = "all linears" if "lora_target_linear: true" in self.text else get("lora_target_modules").strip("[]").replace(", ", " ")
-        bits = "4 bits" if "load_in_4bit: true" in self.text else "16 bits"
+        packed = p["base_format"].split(",")[0] if "packed" in p["base_bytes"] else None  # as published: FP8, MXFP4
+        bits = packed or ("4 bits" if "load_in_4bit: true" in self.text else "16 bits")
         self.row = (f"| {self.title} | [{name}](models/{name}) | {bits} | {get('lora_r')} on {where} | {get('sequence_len')} x {get('micro_batch_size')} "
                     f"| {p['trainable_parameters']:,} | {gib(p['classes']['base'])} | {gib(p['peak_bytes'])} |")
 

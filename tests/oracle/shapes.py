@@ -27,6 +27,7 @@ SEPARATE = {"mixtral": ("w1", "w3", "w2"), "phimoe": ("w1", "w3", "w2")}  # gate
 
 def text_config(raw):
     raw = dict(raw.get("text_config", raw))
+    raw.pop("quantization_config", None)  # how a file is packed changes no shape
     model_type = raw.pop("model_type")
     if model_type == "exaone":  # not in transformers: a Llama with other names (formats.md 9)
         raw["num_hidden_layers"] = raw.pop("num_layers")
