@@ -81,7 +81,7 @@ test-peers: base
 	@$(MAKE) --no-print-directory -j2 programs
 	@bash tests/peers/run.sh
 test-real: base # real bases from end to end; fetches Gemma 3 270M (253 MB)
-	@$(MAKE) --no-print-directory -j2 programs && bash tests/peers/gemma.sh && bash tests/peers/run.sh real
+	@$(MAKE) --no-print-directory -j2 programs && bash tests/peers/base.sh gemma && bash tests/peers/run.sh real
 test-release: test # hours: fuzzers, many kills
 	@BUILD=$(BUILD) bash tests/release.sh
 fixtures: base # committed expectations and tables, made again by the pinned versions of the peers

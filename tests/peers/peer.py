@@ -159,30 +159,30 @@ def gguf_field(reader, key):
     return reader.fields[key].contents() if key in reader.fields else None
 
 
+def write_f32(reader, path):
+    """A GGUF as an F32 one, decoded by gguf: same numbers, same metadata, no quantisation for llama.cpp to add its own
+    rounding to."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, gguf_field(reader, "general.architecture"))
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        value, kind = field.contents(), field.types[0]
+        if field.name == "general.file_type":
+            value = int(gguf.LlamaFileType.ALL_F32)
+        sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, kind, sub_type=sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def f32_gguf():
-    """The base as an F32 GGUF: same numbers, same metadata, no quantisation for llama.cpp to add its own rounding to."""
-
-    def make(path):
-        import gguf
-
-        reader = base_reader()
-        writer = gguf.GGUFWriter(path, gguf_field(reader, "general.architecture"))
-        for field in reader.fields.values():
-            if field.name.startswith("GGUF.") or field.name == "general.architecture":
-                continue
-            value, kind = field.contents(), field.types[0]
-            if field.name == "general.file_type":
-                value = int(gguf.LlamaFileType.ALL_F32)
-            sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, value, kind, sub_type=sub_type)
-        for tensor in reader.tensors:
-            writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-
-    return made_once("base-f32.gguf", make)
+    return made_once("base-f32.gguf", lambda path: write_f32(base_reader(), path))
 
 
 def rope_rows(heads, dim):

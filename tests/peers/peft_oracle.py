@@ -234,15 +234,20 @@ def check_steps(checks, tok):
 # -------------------------------------------------------------------------------------------------- thirty steps
 
 
-def oracle_run(model, rows):
-    """(loss, gradient norm before clipping, learning rate) of each step, with torch's AdamW and transformers' schedule."""
+def cosine(optimizer):
     from transformers import get_cosine_schedule_with_warmup
 
+    return get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
+
+
+def oracle_run(model, rows, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, schedule=cosine):
+    """(loss, gradient norm before clipping, learning rate) of each step of ACCUMULATION rows, with torch's AdamW and one
+    of transformers' schedules."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    schedule = schedule(optimizer)
     log = []
-    for step in range(STEPS):
+    for step in range(len(rows) // ACCUMULATION):
         batch = rows[step * ACCUMULATION : (step + 1) * ACCUMULATION]
         count, total = trained_count(batch), 0.0
         for row in batch:

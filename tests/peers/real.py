@@ -26,9 +26,9 @@ import four_bits
 import hot_swap
 import peer
 from peer import Checks, save_file
-from peft_oracle import forward, relative, trained_count
+from peft_oracle import ACCUMULATION, oracle_run, relative
 
-STEPS, ACCUMULATION, LEARNING_RATE = 20, 2, 5e-4
+STEPS, LEARNING_RATE = 20, 5e-4
 LOSS_TOLERANCE = 1e-3  # relative, each step
 LOGPROB_TOLERANCE = 1e-4  # of the largest
 START_SECONDS = 1.0  # from the start of the process to the line before the first step, file in the page cache
@@ -119,21 +119,9 @@ def chat_rows(tok, count):
 
 
 def oracle_losses(model, rows):
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    losses = []
-    for step in range(STEPS):
-        batch = rows[step * ACCUMULATION : (step + 1) * ACCUMULATION]
-        count, total = trained_count(batch), 0.0
-        for row in batch:
-            _, loss = forward(model, row)
-            (loss / count).backward()
-            total += loss.item()
-        losses.append(total / count)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+    from transformers import get_constant_schedule
+
+    return [loss for loss, _, _ in oracle_run(model, rows, LEARNING_RATE, 0.0, get_constant_schedule)]
 
 
 def oracle_logprobs(model, rows):
