@@ -60,3 +60,8 @@ void text_free(struct text *t) {
     mem_free(t->data);
     *t = (struct text){0};
 }
+
+bool text_ends_with(const char *string, const char *ending) {
+    size_t n = strlen(string), m = strlen(ending);
+    return n >= m && strcmp(string + n - m, ending) == 0;
+}

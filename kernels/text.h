@@ -25,3 +25,6 @@ static inline bool text_failed(const struct text *t) {
 static inline const char *text_str(const struct text *t) {
     return t->data ? t->data : "";
 }
+
+// Of any C string.
+bool text_ends_with(const char *string, const char *ending);

@@ -9,11 +9,6 @@
 
 enum { MAX_PARTS = 1000, CONFIG_LIMIT = 16 << 20, INDEX_LIMIT = 256 << 20 };
 
-static bool ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && strcmp(text + n - m, ending) == 0;
-}
-
 // --- GGUF
 
 // All tensors are there, each once: parts of two models do not pass for one.
@@ -52,7 +47,7 @@ static int open_parts(struct base *b, struct error *err) {
     if (count <= 1) return 0;
     char ending[64];
     snprintf(ending, sizeof ending, "-%05lld-of-%05lld.gguf", (long long)number + 1, (long long)count);
-    if (!ends_with(b->path, ending))
+    if (!text_ends_with(b->path, ending))
         return error_set(err, STATUS_DATA, "%s: says it is part %lld of %lld, but its name does not end in %s", b->path,
                          (long long)number + 1, (long long)count, ending);
     size_t stem = strlen(b->path) - strlen(ending);
@@ -194,10 +189,10 @@ static int open_any(struct base *b, struct error *err) {
         return open_folder(b, err);
     }
     if (!file_exists(b->path)) return error_set(err, STATUS_NOINPUT, "%s: does not exist", b->path);
-    if (!ends_with(b->path, ".json") && !ends_with(b->path, ".safetensors")) return open_parts(b, err);
+    if (!text_ends_with(b->path, ".json") && !text_ends_with(b->path, ".safetensors")) return open_parts(b, err);
     b->folder = folder_of(&b->pool, b->path);
     if (!b->folder) return error_memory(err, "a file name", strlen(b->path));
-    if (ends_with(b->path, ".safetensors")) {
+    if (text_ends_with(b->path, ".safetensors")) {
         char *config = path_join(b->folder, "config.json");
         int status = config ? open_config(b, config, err) : error_memory(err, "a file name", strlen(b->folder));
         mem_free(config);

@@ -3,8 +3,10 @@
 
 #include "model/base_files.h"
 
-// Is a file of this name one of them? config.json where `with_config`.
-bool companion_of_base(const char *name, bool with_config);
+// Calls `take` with each of them in the order of their names (config.json only `with_config`), until one fails.
+int companions_each(const struct base *base, bool with_config,
+                    int (*take)(void *context, const char *name, const char *path, struct error *err), void *context,
+                    struct error *err);
 
 // Copies them from the base's folder to another, but for config.json (which `with_config` adds) and the index of
 // shards. Errors: 65 one of more than 256 MiB, 74.

@@ -91,11 +91,6 @@ static int map_json(struct loader *l) {
 
 // --- what is left over
 
-static bool ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && strcmp(text + n - m, ending) == 0;
-}
-
 // Tensors that no token is computed with here: tables made anew, layers that predict further tokens, ranges of
 // activations, the other parts of a multimodal model.
 static bool ignored(const struct loader *l, const char *name) {
@@ -103,7 +98,7 @@ static bool ignored(const struct loader *l, const char *name) {
                                           ".v_scale"};
     bool gguf = l->base->kind == BASE_GGUF;
     for (size_t i = 0; i < COUNT_OF(endings) && !gguf; i++) {
-        if (ends_with(name, endings[i])) return true;
+        if (text_ends_with(name, endings[i])) return true;
     }
     char layers[96];
     snprintf(layers, sizeof layers, gguf ? "blk." : "%slayers.", l->root);

@@ -156,11 +156,6 @@ static int add_pieces(struct writing *w, struct job *j) {
     return 0;
 }
 
-static bool ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && strcmp(text + n - m, ending) == 0;
-}
-
 static int by_stem(const void *a, const void *b) {
     return strcmp(((const struct job *)a)->stem, ((const struct job *)b)->stem);
 }
@@ -175,7 +170,7 @@ static int add_job(struct writing *w, const struct module *module, int expert, b
     if (!number_type(first->format, &j.type))
         return error_set(w->err, STATUS_DATA, "%s: tensor '%s' is quantised already (%s)", w->model->path, first->name,
                          first->format->name);
-    bool ended = ends_with(first->name, ".weight");
+    bool ended = text_ends_with(first->name, ".weight");
     int length = (int)(strlen(first->name) - (ended ? strlen(".weight") : 0));
     if (!ended && !stacked) return 0;
     j.turned = first->transposed;

@@ -61,6 +61,14 @@ const char *test_folder(void) {
     return state.folder;
 }
 
+const char *test_path(const char *folder, const char *name) {
+    static char path[16][1000];
+    static int next;
+    next = (next + 1) % 16;
+    snprintf(path[next], sizeof path[next], "%s/%s", folder, name);
+    return path[next];
+}
+
 double test_random(unsigned seed, unsigned index) {
     uint32_t out[4];
     random_four((struct random_key){.seed = seed, .purpose_module = (uint32_t)RANDOM_TEST << 24}, 0, 0, index / 4, out);

@@ -52,7 +52,8 @@ int test_main(const struct test_case *cases, size_t count, int argc, char **argv
         return test_main(cases, sizeof cases / sizeof cases[0], argc, argv);                                           \
     }
 
-// A fresh empty folder under the build folder, removed at exit. Static text.
+// A fresh empty folder, removed at exit. Static text.
 const char *test_folder(void);
+const char *test_path(const char *folder, const char *name); // joined; good until the 16th call after it
 // Deterministic numbers for tests: uniform in [-1, 1), the same for the same (seed, index) everywhere.
 double test_random(unsigned seed, unsigned index);

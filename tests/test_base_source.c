@@ -17,14 +17,6 @@
 static const char FAMILIES[] = "tests/fixtures/families";
 static const struct base_packing nf4 = {.format = QUANT_NF4, .blocksize = 64, .nested = true};
 
-static const char *in(const char *folder, const char *name) {
-    static char path[8][900];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", folder, name);
-    return path[next];
-}
-
 static bool packing_of(const char *type, struct base_packing *out) {
     *out = nf4;
     if (strcmp(type, "nf4-single") == 0) out->nested = false;
@@ -41,7 +33,7 @@ static void sum_of(const char *folder, char hex[2 * SHA256_BYTES + 1]) {
     struct text all = {0};
     uint8_t digest[SHA256_BYTES];
     hex[0] = '\0';
-    CHECK_MSG(safetensors_open(in(folder, "model.safetensors"), &s, &err) == 0, "%s", err.text);
+    CHECK_MSG(safetensors_open(test_path(folder, "model.safetensors"), &s, &err) == 0, "%s", err.text);
     if (err.code) return;
     for (size_t i = 0; i < s.n_entries; i++) {
         text_printf(&all, "%s\n", s.by_name[i]->name);
@@ -76,7 +68,7 @@ TEST(as_bitsandbytes_quantises) {
         struct base_packing packing;
         CHECK(packing_of(type, &packing));
         for (int threads = 1; threads <= 2 && !err.code; threads++) {
-            CHECK_MSG(quantise(in(FAMILIES, base), &packing, threads, out, &err) == 0, "%s", err.text);
+            CHECK_MSG(quantise(test_path(FAMILIES, base), &packing, threads, out, &err) == 0, "%s", err.text);
             sum_of(out, hex);
             CHECK_MSG(test_same_string(hex, json_string(json_get(at, "sha256"), NULL)),
                       "%s in %s: other bytes than bitsandbytes'", base, type);
@@ -93,8 +85,8 @@ TEST(what_is_written_opens_with_the_same_modules) {
     for (size_t i = 0; i < COUNT_OF(bases); i++) {
         struct model plain, packed;
         struct error err = {0};
-        CHECK_MSG(quantise(in(FAMILIES, bases[i]), &nf4, 2, out, &err) == 0 &&
-                      model_open(in(FAMILIES, bases[i]), NULL, &plain, &err) == 0 &&
+        CHECK_MSG(quantise(test_path(FAMILIES, bases[i]), &nf4, 2, out, &err) == 0 &&
+                      model_open(test_path(FAMILIES, bases[i]), NULL, &plain, &err) == 0 &&
                       model_open(out, NULL, &packed, &err) == 0,
                   "%s: %s", bases[i], err.text);
         if (err.code) return;
@@ -149,8 +141,8 @@ TEST(experts_of_one_tensor_are_quantised_where_asked) {
             struct error err = {0};
             int experts = 0;
             packing.experts = asked;
-            CHECK_MSG(quantise(in(FAMILIES, bases[i]), &packing, 2, out, &err) == 0 &&
-                          model_open(in(FAMILIES, bases[i]), NULL, &plain, &err) == 0 &&
+            CHECK_MSG(quantise(test_path(FAMILIES, bases[i]), &packing, 2, out, &err) == 0 &&
+                          model_open(test_path(FAMILIES, bases[i]), NULL, &plain, &err) == 0 &&
                           model_open(out, NULL, &packed, &err) == 0,
                       "%s: %s", bases[i], err.text);
             if (err.code) return;
@@ -169,8 +161,8 @@ TEST(experts_of_one_tensor_are_quantised_where_asked) {
 static void copy(const char *from, const char *to, const char *name) {
     struct text bytes = {0};
     struct error err = {0};
-    CHECK_MSG(file_read(in(from, name), 1 << 24, &bytes, &err) == 0 &&
-                  file_replace(in(to, name), bytes.data, bytes.length, &err) == 0,
+    CHECK_MSG(file_read(test_path(from, name), 1 << 24, &bytes, &err) == 0 &&
+                  file_replace(test_path(to, name), bytes.data, bytes.length, &err) == 0,
               "%s", err.text);
     text_free(&bytes);
 }
@@ -207,11 +199,12 @@ TEST(quantised_once_and_kept_by_content) {
     CHECK(file_make_folders(base, &err) == 0);
     copy("tests/fixtures/families/llama", base, "config.json");
     copy("tests/fixtures/families/llama", base, "model.safetensors");
+    CHECK(file_make_folders(test_path(base, "notes.txt"), &err) == 0); // a folder is none of the small files beside it
     CHECK_MSG(opened(base, &nf4, first, &err), "%s", err.text);
     struct text before = {0}, after = {0};
-    CHECK(file_identity(in(first, "model.safetensors"), &before, &err) == 0);
+    CHECK(file_identity(test_path(first, "model.safetensors"), &before, &err) == 0);
     CHECK(opened(base, &nf4, second, &err) && strcmp(first, second) == 0);
-    CHECK(file_identity(in(first, "model.safetensors"), &after, &err) == 0);
+    CHECK(file_identity(test_path(first, "model.safetensors"), &after, &err) == 0);
     CHECK_STR(text_str(&after), text_str(&before)); // not made again
     // Another packing is another folder; the same bytes under another identity are the same folder.
     CHECK(opened(base, &(struct base_packing){.format = QUANT_INT8}, second, &err) && strcmp(first, second) != 0);
@@ -226,7 +219,7 @@ TEST(quantised_once_and_kept_by_content) {
     CHECK(opened(base, &nf4, second, &err) && strcmp(first, second) != 0);
     CHECK_INT(entries(bases), 3);
     // A damaged copy is made again.
-    CHECK(file_truncate(in(second, "model.safetensors"), 1000, &err) == 0);
+    CHECK(file_truncate(test_path(second, "model.safetensors"), 1000, &err) == 0);
     CHECK_MSG(opened(base, &nf4, first, &err) && strcmp(first, second) == 0, "%s", err.text);
     text_free(&before), text_free(&after);
 }
@@ -240,16 +233,16 @@ TEST(whole_or_absent_when_writing_fails) {
     if (memory) snprintf(cache, sizeof cache, "/dev/shm/graft-test-%ld", (long)getpid());
     snprintf(bases, sizeof bases, "%s/bases", cache);
     setenv("GRAFT_CACHE", cache, 1);
-    CHECK(opened(in(FAMILIES, "qwen2"), &nf4, folder, &err));
+    CHECK(opened(test_path(FAMILIES, "qwen2"), &nf4, folder, &err));
     CHECK(file_remove_tree(cache, &err) == 0);
     file_fail_at(0, 0, 0);
-    CHECK(opened(in(FAMILIES, "qwen2"), &nf4, folder, &err));
+    CHECK(opened(test_path(FAMILIES, "qwen2"), &nf4, folder, &err));
     operations = file_fail_at(0, 0, 0);
     CHECK(operations > 50);
     for (uint64_t k = 1; k <= operations; k++) {
         CHECK(file_remove_tree(cache, &err) == 0);
         file_fail_at(k, ENOSPC, 1);
-        bool done = opened(in(FAMILIES, "qwen2"), &nf4, folder, &err);
+        bool done = opened(test_path(FAMILIES, "qwen2"), &nf4, folder, &err);
         file_fail_at(0, 0, 0);
         CHECK_MSG(done || err.code != 0, "operation %llu: no error", (unsigned long long)k);
         if (!done && file_is_folder(folder)) { // renamed already: then it is whole
@@ -258,8 +251,8 @@ TEST(whole_or_absent_when_writing_fails) {
             if (!err.code) model_close(&m);
         }
         err = (struct error){0};
-        CHECK_MSG(opened(in(FAMILIES, "qwen2"), &nf4, folder, &err), "after operation %llu: %s", (unsigned long long)k,
-                  err.text);
+        CHECK_MSG(opened(test_path(FAMILIES, "qwen2"), &nf4, folder, &err), "after operation %llu: %s",
+                  (unsigned long long)k, err.text);
     }
     CHECK(file_remove_tree(cache, &err) == 0);
 }
@@ -285,7 +278,7 @@ TEST(what_cannot_be_quantised_is_said) {
     safetensors_close(&s);
     memcpy(text, "\xc0\x7f", 2); // NaN
     memcpy(bytes.data + at + 200, text, 2);
-    CHECK(file_replace(in(base, "model.safetensors"), bytes.data, bytes.length, &err) == 0);
+    CHECK(file_replace(test_path(base, "model.safetensors"), bytes.data, bytes.length, &err) == 0);
     text_free(&bytes);
     source.name = base;
     CHECK(base_source_open(&source, 2, &m, &err) != 0 && err.code == STATUS_DATA);
@@ -311,9 +304,9 @@ TEST(found_in_the_hub_cache) {
     CHECK_MSG(strstr(err.text, "hf download org/tiny-1.5") && strstr(err.text, cache), "%s", err.text);
     CHECK(hub_find("org/tiny-1.5", commit, &pool, &found, &err) == 0);
     CHECK_STR(found, path);
-    CHECK(file_make_folders(in(cache, "models--org--tiny-1.5/refs"), &err) == 0);
-    CHECK(file_replace(in(cache, "models--org--tiny-1.5/refs/main"), commit, 40, &err) == 0);
-    CHECK(file_replace(in(cache, "models--org--tiny-1.5/refs/v2"), "../../../etc", 12, &err) == 0);
+    CHECK(file_make_folders(test_path(cache, "models--org--tiny-1.5/refs"), &err) == 0);
+    CHECK(file_replace(test_path(cache, "models--org--tiny-1.5/refs/main"), commit, 40, &err) == 0);
+    CHECK(file_replace(test_path(cache, "models--org--tiny-1.5/refs/v2"), "../../../etc", 12, &err) == 0);
     CHECK(hub_find("org/tiny-1.5", NULL, &pool, &found, &err) == 0);
     CHECK_STR(found, path);
     CHECK(hub_find("org/tiny-1.5/model.safetensors", NULL, &pool, &found, &err) == 0);

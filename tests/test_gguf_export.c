@@ -11,14 +11,6 @@
 
 static const char FAMILIES[] = "tests/fixtures/families";
 
-static const char *in(const char *folder, const char *name) {
-    static char path[8][900];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", folder, name);
-    return path[next];
-}
-
 static const char *fixture(const char *family, const char *file) {
     static char path[8][400];
     static int next;
@@ -114,7 +106,7 @@ static const char *loss_of(const char *family) {
 
 static int parity(const char *folder, const char *base, struct parity *p, struct error *err) {
     struct parity_setup setup = {.base = base, .threads = 2, .dtype = DTYPE_F32};
-    return parity_of(folder, in(test_folder(), "gradients"), &setup, p, err);
+    return parity_of(folder, test_path(test_folder(), "gradients"), &setup, p, err);
 }
 
 // The same adapter over the written file: logits and gradients as over the folder. Rows of Q and K stand in another
@@ -124,11 +116,11 @@ static void same_numbers(const char *family, const char *gguf) {
     struct error err = {0};
     char work[600];
     snprintf(work, sizeof work, "%s/%s", test_folder(), family);
-    CHECK(file_make_folders(in(work, "adapter"), &err) == 0);
+    CHECK(file_make_folders(test_path(work, "adapter"), &err) == 0);
     static const char *const files[] = {"expected.safetensors", "adapter/adapter_config.json",
                                         "adapter/adapter_model.safetensors"};
-    for (size_t i = 0; i < COUNT_OF(files); i++) copy(fixture(family, files[i]), in(work, files[i]));
-    copy(gguf, in(work, "model.gguf"));
+    for (size_t i = 0; i < COUNT_OF(files); i++) copy(fixture(family, files[i]), test_path(work, files[i]));
+    copy(gguf, test_path(work, "model.gguf"));
     int status = parity(fixture(family, NULL), NULL, &folder, &err) || parity(work, "model.gguf", &file, &err);
     CHECK_MSG(status == 0, "%s: %s", family, err.text);
     if (status) return;
@@ -305,7 +297,7 @@ TEST(every_type_of_a_gguf) {
         struct text one = {0}, three = {0};
         CHECK(file_read(out, 1 << 26, &three, &err) == 0);
         CHECK(convert(base, cases[i].to, cases[i].pure, 1, output("alone"), NULL, &err) == 0);
-        CHECK(file_read(in(test_folder(), "alone.gguf"), 1 << 26, &one, &err) == 0);
+        CHECK(file_read(test_path(test_folder(), "alone.gguf"), 1 << 26, &one, &err) == 0);
         CHECK(one.length == three.length && memcmp(one.data, three.data, one.length) == 0);
         text_free(&one), text_free(&three);
     }
@@ -320,12 +312,12 @@ TEST(what_is_packed_is_packed_again_and_said) {
     check_file(base, out, QUANT_Q8_0, (struct expected_format[]){{0}});
     text_clear(&notes);
     CHECK(convert(base, "q4_1", true, 2, output("same"), &notes, &err) == 0);
-    check_file(base, in(test_folder(), "same.gguf"), QUANT_Q4_1, (struct expected_format[]){{0}});
+    check_file(base, test_path(test_folder(), "same.gguf"), QUANT_Q4_1, (struct expected_format[]){{0}});
     text_free(&notes);
     // Rows that no block fits, from a folder: width 36.
     struct gguf g;
     CHECK(convert(fixture("llama", NULL), "q4_k", false, 1, output("odd"), NULL, &err) == 0);
-    CHECK(gguf_open(in(test_folder(), "odd.gguf"), &g, &err) == 0);
+    CHECK(gguf_open(test_path(test_folder(), "odd.gguf"), &g, &err) == 0);
     CHECK_INT(gguf_find_tensor(&g, "blk.0.attn_q.weight")->ggml_type, 1);
     CHECK_INT(gguf_find_tensor(&g, "blk.0.attn_norm.weight")->ggml_type, 0);
     gguf_close(&g);
@@ -369,7 +361,7 @@ TEST(numbers_that_do_not_fit) {
         if (status)
             CHECK_MSG(err.code == STATUS_DATA && strstr(err.text, "blk.1.ffn_up.weight: row 7, column 5 is"), "%s",
                       err.text);
-        CHECK(file_exists(in(test_folder(), "unfit.gguf")) == (status == 0));
+        CHECK(file_exists(test_path(test_folder(), "unfit.gguf")) == (status == 0));
         file_remove(base, NULL);
     }
 }

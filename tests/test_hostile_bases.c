@@ -63,14 +63,6 @@ static const char LLAMA[] = "tests/fixtures/families/llama";
 static const char COMMIT[] = "0123456789abcdef0123456789abcdef01234567";
 static const struct base_packing nf4 = {.format = QUANT_NF4, .blocksize = 64, .nested = true};
 
-static const char *in(const char *folder, const char *name) {
-    static char path[8][1000];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", folder, name);
-    return path[next];
-}
-
 // An empty folder of this name.
 static const char *fresh(const char *name) {
     static char folders[16][600];
@@ -122,7 +114,7 @@ static void write_config(const char *path, const char *key, const char *value) {
     struct error err = {0};
     struct text out = {0};
     struct json_writer w = {.out = &out};
-    CHECK_MSG(json_load(in(LLAMA, "config.json"), 1 << 20, NULL, &d, &err) == 0, "%s", err.text);
+    CHECK_MSG(json_load(test_path(LLAMA, "config.json"), 1 << 20, NULL, &d, &err) == 0, "%s", err.text);
     json_begin_object(&w);
     for (const struct json *at = json_child(d.root); at; at = json_next(at)) {
         if (strcmp(json_key(at, NULL), key) == 0) continue;
@@ -163,9 +155,9 @@ TEST(configurations) {
                   {"quantization_config", "[]"}};
     const char *folder = fresh("configurations");
     char config[900];
-    snprintf(config, sizeof config, "%s", in(folder, "config.json"));
-    copy(in(LLAMA, "model.safetensors"), in(folder, "model.safetensors"));
-    copy(in(LLAMA, "config.json"), config);
+    snprintf(config, sizeof config, "%s", test_path(folder, "config.json"));
+    copy(test_path(LLAMA, "model.safetensors"), test_path(folder, "model.safetensors"));
+    copy(test_path(LLAMA, "config.json"), config);
     accepted(folder);
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         for (size_t k = 0; k < COUNT_OF(bad); k++) {
@@ -194,20 +186,20 @@ TEST(what_is_no_configuration) {
         "",    "[]", "null", "{\"model_type\"", "{} {}", "\xff{}", "\xef\xbb\xbf", "{\"a\":1,\"a\":2}", "{\"a\":NaN}",
         "GGUF"};
     const char *folder = fresh("texts");
-    copy(in(LLAMA, "model.safetensors"), in(folder, "model.safetensors"));
+    copy(test_path(LLAMA, "model.safetensors"), test_path(folder, "model.safetensors"));
     refused(folder, STATUS_NOINPUT, "config.json");
     for (size_t i = 0; i < COUNT_OF(texts); i++) {
-        put(in(folder, "config.json"), texts[i], strlen(texts[i]));
+        put(test_path(folder, "config.json"), texts[i], strlen(texts[i]));
         refused(folder, STATUS_DATA, "config.json");
     }
     struct text deep = {0};
     for (int i = 0; i < 100; i++) text_add(&deep, "{\"a\":");
-    put(in(folder, "config.json"), deep.data, deep.length);
+    put(test_path(folder, "config.json"), deep.data, deep.length);
     refused(folder, STATUS_DATA, "config.json");
     text_clear(&deep);
     for (int i = 0; i < (16 << 20); i += 16) text_add(&deep, "                ");
     text_add(&deep, "{}");
-    put(in(folder, "config.json"), deep.data, deep.length);
+    put(test_path(folder, "config.json"), deep.data, deep.length);
     refused(folder, STATUS_DATA, "config.json");
     text_free(&deep);
 }
@@ -219,7 +211,7 @@ TEST(experts_without_end) {
         "\"num_attention_heads\":1,\"num_key_value_heads\":1,\"num_hidden_layers\":500,\"vocab_size\":16,"
         "\"num_local_experts\":%s,\"num_experts_per_tok\":1}";
     char config[900], json[400];
-    snprintf(config, sizeof config, "%s", in(fresh("experts"), "config.json"));
+    snprintf(config, sizeof config, "%s", test_path(fresh("experts"), "config.json"));
     snprintf(json, sizeof json, text, "100");
     put(config, json, strlen(json));
     struct model m;
@@ -236,10 +228,10 @@ TEST(experts_without_end) {
 TEST(special_files) {
     const char *folder = fresh("special");
     char single[900], config[900], index[900];
-    snprintf(single, sizeof single, "%s", in(folder, "model.safetensors"));
-    snprintf(config, sizeof config, "%s", in(folder, "config.json"));
-    snprintf(index, sizeof index, "%s", in(folder, "model.safetensors.index.json"));
-    copy(in(LLAMA, "config.json"), config);
+    snprintf(single, sizeof single, "%s", test_path(folder, "model.safetensors"));
+    snprintf(config, sizeof config, "%s", test_path(folder, "config.json"));
+    snprintf(index, sizeof index, "%s", test_path(folder, "model.safetensors.index.json"));
+    copy(test_path(LLAMA, "config.json"), config);
     CHECK(mkfifo(single, 0600) == 0); // nobody ever writes: must not wait
     refused(folder, STATUS_NOINPUT, "model.safetensors");
     CHECK(unlink(single) == 0 && mkdir(single, 0700) == 0);
@@ -266,9 +258,9 @@ TEST(indexes) {
     static const char *const files[] = {"a\\\\b", ".hidden", "a\\u0000", "-rf/..", "//", "a/../b"};
     const char *folder = fresh("indexes");
     char index[900], text[400];
-    snprintf(index, sizeof index, "%s", in(folder, "model.safetensors.index.json"));
-    copy(in(LLAMA, "config.json"), in(folder, "config.json"));
-    copy(in(LLAMA, "model.safetensors"), in(folder, "a.safetensors"));
+    snprintf(index, sizeof index, "%s", test_path(folder, "model.safetensors.index.json"));
+    copy(test_path(LLAMA, "config.json"), test_path(folder, "config.json"));
+    copy(test_path(LLAMA, "model.safetensors"), test_path(folder, "a.safetensors"));
     for (size_t i = 0; i < COUNT_OF(files); i++) {
         snprintf(text, sizeof text, "{\"weight_map\":{\"x\":\"%s\"}}", files[i]);
         put(index, text, strlen(text));
@@ -297,11 +289,11 @@ TEST(indexes) {
         if (status == 0) model_close(&m);
     }
     // Two names for one file: every tensor twice.
-    CHECK(symlink("a.safetensors", in(folder, "b.safetensors")) == 0);
+    CHECK(symlink("a.safetensors", test_path(folder, "b.safetensors")) == 0);
     struct safetensors s;
     struct text map = {0};
     struct error err = {0};
-    CHECK(safetensors_open(in(folder, "a.safetensors"), &s, &err) == 0);
+    CHECK(safetensors_open(test_path(folder, "a.safetensors"), &s, &err) == 0);
     text_add(&map, "{\"weight_map\":{");
     for (size_t i = 0; i < s.n_entries; i++)
         text_printf(&map, "%s\"%s\":\"%s\"", i ? "," : "", s.entries[i].name, i ? "a.safetensors" : "b.safetensors");
@@ -336,8 +328,8 @@ static void write_part(const char *path, int no, int count, const char *total) {
 TEST(parts) {
     const char *folder = fresh("parts");
     char one[900], two[900];
-    snprintf(one, sizeof one, "%s", in(folder, "m-00001-of-00002.gguf"));
-    snprintf(two, sizeof two, "%s", in(folder, "m-00002-of-00002.gguf"));
+    snprintf(one, sizeof one, "%s", test_path(folder, "m-00001-of-00002.gguf"));
+    snprintf(two, sizeof two, "%s", test_path(folder, "m-00002-of-00002.gguf"));
     static const struct {
         int no, count;
         const char *says;
@@ -368,7 +360,7 @@ TEST(numbers_in_names) {
                                         "direction.9223372036854775807", "<0x-1>"};
     struct gguf whole;
     struct error err = {0};
-    const char *path = in(fresh("names"), "m.gguf");
+    const char *path = test_path(fresh("names"), "m.gguf");
     CHECK_MSG(gguf_open("tests/fixtures/families/qwen2/model.gguf", &whole, &err) == 0, "%s", err.text);
     for (size_t i = 0; i < COUNT_OF(names) && !err.code; i++) {
         struct gguf_writer w = {0};
@@ -398,13 +390,13 @@ static const char *hub(char snapshot[600]) {
     snprintf(root, sizeof root, "%s", fresh("hub"));
     snprintf(snapshot, 600, "%s/models--org--tiny/snapshots/%s", root, COMMIT);
     CHECK(file_make_folders(snapshot, &err) == 0);
-    CHECK(file_make_folders(in(root, "models--org--tiny/blobs"), &err) == 0);
-    CHECK(file_make_folders(in(root, "models--org--tiny/refs"), &err) == 0);
-    copy(in(LLAMA, "config.json"), in(root, "models--org--tiny/blobs/c0"));
-    copy(in(LLAMA, "model.safetensors"), in(root, "models--org--tiny/blobs/b1"));
-    CHECK(symlink("../../blobs/c0", in(snapshot, "config.json")) == 0);
-    CHECK(symlink("../../blobs/b1", in(snapshot, "model.safetensors")) == 0);
-    put(in(root, "models--org--tiny/refs/main"), COMMIT, 40);
+    CHECK(file_make_folders(test_path(root, "models--org--tiny/blobs"), &err) == 0);
+    CHECK(file_make_folders(test_path(root, "models--org--tiny/refs"), &err) == 0);
+    copy(test_path(LLAMA, "config.json"), test_path(root, "models--org--tiny/blobs/c0"));
+    copy(test_path(LLAMA, "model.safetensors"), test_path(root, "models--org--tiny/blobs/b1"));
+    CHECK(symlink("../../blobs/c0", test_path(snapshot, "config.json")) == 0);
+    CHECK(symlink("../../blobs/b1", test_path(snapshot, "model.safetensors")) == 0);
+    put(test_path(root, "models--org--tiny/refs/main"), COMMIT, 40);
     setenv("HF_HUB_CACHE", root, 1);
     return root;
 }
@@ -424,22 +416,22 @@ static void by_name(const char *name, int code, const char *what) {
 TEST(the_hub_s_cache) {
     char snapshot[600], blob[900], single[900], main[900];
     const char *root = hub(snapshot);
-    snprintf(blob, sizeof blob, "%s", in(root, "models--org--tiny/blobs/b1"));
-    snprintf(single, sizeof single, "%s", in(snapshot, "model.safetensors"));
-    snprintf(main, sizeof main, "%s", in(root, "models--org--tiny/refs/main"));
+    snprintf(blob, sizeof blob, "%s", test_path(root, "models--org--tiny/blobs/b1"));
+    snprintf(single, sizeof single, "%s", test_path(snapshot, "model.safetensors"));
+    snprintf(main, sizeof main, "%s", test_path(root, "models--org--tiny/refs/main"));
     by_name("org/tiny", 0, "links to blobs");
     // A download that was cut off: the link is there, its end has another name.
-    CHECK(rename(blob, in(root, "models--org--tiny/blobs/b1.incomplete")) == 0);
+    CHECK(rename(blob, test_path(root, "models--org--tiny/blobs/b1.incomplete")) == 0);
     by_name("org/tiny", STATUS_NOINPUT, "as a download leaves it that was cut off");
     by_name("org/tiny/model.safetensors", STATUS_NOINPUT, "model.safetensors");
-    copy(in(root, "models--org--tiny/blobs/b1.incomplete"), blob);
+    copy(test_path(root, "models--org--tiny/blobs/b1.incomplete"), blob);
     CHECK(truncate(blob, 20000) == 0); // or stopped halfway
     by_name("org/tiny", STATUS_DATA, "truncated");
     // Reading follows links wherever they lead; a circle ends.
     CHECK(unlink(single) == 0 && symlink(single, single) == 0);
     by_name("org/tiny", STATUS_NOINPUT, "model.safetensors");
-    copy(in(root, "models--org--tiny/blobs/b1.incomplete"), in(test_folder(), "outside"));
-    CHECK(unlink(single) == 0 && symlink(in(test_folder(), "outside"), single) == 0);
+    copy(test_path(root, "models--org--tiny/blobs/b1.incomplete"), test_path(test_folder(), "outside"));
+    CHECK(unlink(single) == 0 && symlink(test_path(test_folder(), "outside"), single) == 0);
     by_name("org/tiny", 0, "a link out of the cache");
     // What refs/main may hold.
     static const char other[] = "0123456789abcdef0123456789abcdef01234568\n";
@@ -497,8 +489,8 @@ static bool quantised(const char *base, char folder[600], struct error *err) {
 
 static const char *small_base(const char *name) {
     const char *base = fresh(name);
-    copy(in(LLAMA, "config.json"), in(base, "config.json"));
-    copy(in(LLAMA, "model.safetensors"), in(base, "model.safetensors"));
+    copy(test_path(LLAMA, "config.json"), test_path(base, "config.json"));
+    copy(test_path(LLAMA, "model.safetensors"), test_path(base, "model.safetensors"));
     return base;
 }
 
@@ -508,7 +500,7 @@ static void mended(const char *base, const char *entry, const struct text *good,
     struct error err = {0};
     struct text now = {0};
     CHECK_MSG(quantised(base, folder, &err) && strcmp(folder, entry) == 0, "%s: %s", what, err.text);
-    CHECK(file_read(in(entry, "model.safetensors"), 1 << 24, &now, &err) == 0);
+    CHECK(file_read(test_path(entry, "model.safetensors"), 1 << 24, &now, &err) == 0);
     CHECK_MSG(now.length == good->length && memcmp(now.data, good->data, now.length) == 0, "%s: stayed", what);
     text_free(&now);
 }
@@ -520,9 +512,9 @@ TEST(entries_of_the_cache_are_checked) {
     snprintf(cache, sizeof cache, "%s", fresh("cache"));
     setenv("GRAFT_CACHE", cache, 1);
     snprintf(base, sizeof base, "%s", small_base("base"));
-    put(in(base, "tokenizer_config.json"), "{\"a\": 1}", 8);
+    put(test_path(base, "tokenizer_config.json"), "{\"a\": 1}", 8);
     CHECK_MSG(quantised(base, entry, &err), "%s", err.text);
-    snprintf(path, sizeof path, "%s", in(entry, "model.safetensors"));
+    snprintf(path, sizeof path, "%s", test_path(entry, "model.safetensors"));
     CHECK(file_read(path, 1 << 24, &good, &err) == 0);
     // A bit of the data.
     CHECK(file_read(path, 1 << 24, &bytes, &err) == 0);
@@ -532,26 +524,26 @@ TEST(entries_of_the_cache_are_checked) {
     // Parts that are gone.
     static const char *const parts[] = {"model.safetensors", "config.json", ".graft-entry", "tokenizer_config.json"};
     for (size_t i = 0; i < COUNT_OF(parts); i++) {
-        CHECK(file_remove(in(entry, parts[i]), &err) == 0);
+        CHECK(file_remove(test_path(entry, parts[i]), &err) == 0);
         mended(base, entry, &good, parts[i]);
-        CHECK(file_exists(in(entry, parts[i])));
+        CHECK(file_exists(test_path(entry, parts[i])));
     }
     // The seal is something else; the configuration was edited; another base's numbers under the same names.
-    put(in(entry, ".graft-entry"), "x", 1);
+    put(test_path(entry, ".graft-entry"), "x", 1);
     mended(base, entry, &good, "no seal");
-    put(in(entry, "tokenizer_config.json"), "{\"a\": 2}", 8);
+    put(test_path(entry, "tokenizer_config.json"), "{\"a\": 2}", 8);
     mended(base, entry, &good, "another tokenizer");
     char second[600];
     snprintf(second, sizeof second, "%s", small_base("second"));
     text_free(&bytes);
-    CHECK(file_read(in(second, "model.safetensors"), 1 << 24, &bytes, &err) == 0);
+    CHECK(file_read(test_path(second, "model.safetensors"), 1 << 24, &bytes, &err) == 0);
     for (size_t i = 1; i <= 2000; i++) bytes.data[bytes.length - i] = (char)(i % 50);
-    put(in(second, "model.safetensors"), bytes.data, bytes.length);
+    put(test_path(second, "model.safetensors"), bytes.data, bytes.length);
     CHECK(quantised(second, other, &err) && strcmp(other, entry) != 0);
-    copy(in(other, "model.safetensors"), path);
+    copy(test_path(other, "model.safetensors"), path);
     mended(base, entry, &good, "another base's entry");
     // The base's own tokenizer is part of what an entry is.
-    put(in(base, "tokenizer_config.json"), "{\"a\": 3}", 8);
+    put(test_path(base, "tokenizer_config.json"), "{\"a\": 3}", 8);
     CHECK(quantised(base, other, &err) && strcmp(other, entry) != 0);
     text_free(&good), text_free(&bytes);
 }
@@ -573,7 +565,7 @@ TEST(what_other_processes_leave) {
     snprintf(foreign, sizeof foreign, "%s/0123.elsewhere-%ld", bases, (long)child);
     CHECK(file_make_folders(dead, &err) == 0 && file_make_folders(live, &err) == 0 &&
           file_make_folders(foreign, &err) == 0);
-    put(in(dead, "model.safetensors"), "half", 4);
+    put(test_path(dead, "model.safetensors"), "half", 4);
     CHECK_MSG(quantised(base, entry, &err), "%s", err.text);
     CHECK(!file_is_folder(dead) && file_is_folder(live) && file_is_folder(foreign));
     CHECK_INT(entries(bases), 3);
@@ -614,11 +606,11 @@ TEST(a_cache_that_cannot_be_written) {
     snprintf(base, sizeof base, "%s", small_base("base"));
     CHECK_MSG(quantised(base, entry, &err), "%s", err.text);
     // What is there serves, although nothing can be remembered.
-    CHECK(file_remove_tree(in(cache, "content"), &err) == 0);
-    put(in(cache, "content"), "", 0);
+    CHECK(file_remove_tree(test_path(cache, "content"), &err) == 0);
+    put(test_path(cache, "content"), "", 0);
     CHECK_MSG(quantised(base, entry, &err), "%s", err.text);
     // What is not there cannot be made, and the sentence says whose folder that is.
-    setenv("GRAFT_CACHE", in(cache, "content"), 1);
+    setenv("GRAFT_CACHE", test_path(cache, "content"), 1);
     CHECK(!quantised(base, entry, &err) && err.code != 0);
     CHECK_MSG(strstr(err.text, "GRAFT_CACHE") && strstr(err.text, "content"), "%s", err.text);
     unsetenv("GRAFT_CACHE");

@@ -8,14 +8,6 @@
 
 static const char FAMILIES[] = "tests/fixtures/families";
 
-static const char *in(const char *folder, const char *name) {
-    static char path[8][900];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", folder, name);
-    return path[next];
-}
-
 static const char *fixture(const char *family, const char *file) {
     static char path[4][400];
     static int next;
@@ -39,7 +31,7 @@ static void widen(const char *family, int shards, const char *folder) {
     struct pool pool = {0};
     struct text index = {0};
     CHECK(file_make_folders(folder, &err) == 0);
-    copy(fixture(family, "config.json"), in(folder, "config.json"));
+    copy(fixture(family, "config.json"), test_path(folder, "config.json"));
     CHECK_MSG(safetensors_open(fixture(family, "model.safetensors"), &s, &err) == 0, "%s", err.text);
     for (int n = 0; n < shards; n++) {
         struct safetensors_out *entries = pool_array(&pool, s.n_entries, sizeof *entries);
@@ -58,13 +50,13 @@ static void widen(const char *family, int shards, const char *folder) {
             out->dtype = ST_F32, out->data = wide;
         }
         struct file_writer file;
-        CHECK(file_create(in(folder, name), &file, &err) == 0 && safetensors_write(&file, entries, count, &err) == 0 &&
-              file_close(&file, &err) == 0);
+        CHECK(file_create(test_path(folder, name), &file, &err) == 0 &&
+              safetensors_write(&file, entries, count, &err) == 0 && file_close(&file, &err) == 0);
     }
     if (shards > 1) {
         struct text all = {0};
         text_printf(&all, "{\"metadata\":{\"total_size\":1},\"weight_map\":{%s}}", text_str(&index));
-        CHECK(file_replace(in(folder, "model.safetensors.index.json"), all.data, all.length, &err) == 0);
+        CHECK(file_replace(test_path(folder, "model.safetensors.index.json"), all.data, all.length, &err) == 0);
         text_free(&all);
     }
     text_free(&index);
@@ -108,7 +100,7 @@ static void check_logits(const char *family, const char *merged) {
     char nothing[500];
     struct parity_setup setup = {.threads = 2, .dtype = DTYPE_F32, .adapter = nothing};
     snprintf(nothing, sizeof nothing, "%s/nothing", test_folder());
-    copy(fixture(family, "expected.safetensors"), in(merged, "expected.safetensors"));
+    copy(fixture(family, "expected.safetensors"), test_path(merged, "expected.safetensors"));
     int status = write_nothing(merged, nothing, &err) || parity_of(merged, test_folder(), &setup, &p, &err);
     CHECK_MSG(status == 0, "%s: %s", family, err.text);
     if (status == 0)
@@ -176,15 +168,15 @@ TEST(files_beside_the_weights) {
     snprintf(base, sizeof base, "%s/base", test_folder());
     snprintf(merged, sizeof merged, "%s/out", test_folder());
     CHECK(file_make_folders(base, &err) == 0);
-    copy("tests/fixtures/families/llama/config.json", in(base, "config.json"));
-    copy("tests/fixtures/families/llama/model.safetensors", in(base, "model.safetensors"));
-    for (size_t i = 0; i < COUNT_OF(files); i++) CHECK(file_replace(in(base, files[i]), files[i], 9, &err) == 0);
-    CHECK(file_replace(in(base, "pytorch_model.bin"), "x", 1, &err) == 0);
+    copy("tests/fixtures/families/llama/config.json", test_path(base, "config.json"));
+    copy("tests/fixtures/families/llama/model.safetensors", test_path(base, "model.safetensors"));
+    for (size_t i = 0; i < COUNT_OF(files); i++) CHECK(file_replace(test_path(base, files[i]), files[i], 9, &err) == 0);
+    CHECK(file_replace(test_path(base, "pytorch_model.bin"), "x", 1, &err) == 0);
     CHECK_MSG(merge("llama", base, merged, &err) == 0, "%s", err.text);
-    for (size_t i = 0; i < COUNT_OF(files); i++) CHECK_MSG(file_exists(in(merged, files[i])), "%s", files[i]);
-    CHECK(!file_exists(in(merged, "pytorch_model.bin")));
-    CHECK(safetensors_open(in(base, "model.safetensors"), &before, &err) == 0 &&
-          safetensors_open(in(merged, "model.safetensors"), &after, &err) == 0);
+    for (size_t i = 0; i < COUNT_OF(files); i++) CHECK_MSG(file_exists(test_path(merged, files[i])), "%s", files[i]);
+    CHECK(!file_exists(test_path(merged, "pytorch_model.bin")));
+    CHECK(safetensors_open(test_path(base, "model.safetensors"), &before, &err) == 0 &&
+          safetensors_open(test_path(merged, "model.safetensors"), &after, &err) == 0);
     CHECK(before.data_start == after.data_start && memcmp(before.file.data, after.file.data, before.data_start) == 0);
     int changed = 0;
     for (size_t i = 0; i < before.n_entries; i++) {
@@ -206,12 +198,12 @@ TEST(numbers_that_do_not_fit) {
     snprintf(base, sizeof base, "%s/nan", test_folder());
     snprintf(merged, sizeof merged, "%s/nan-out", test_folder());
     widen("llama", 1, base);
-    CHECK(safetensors_open(in(base, "model.safetensors"), &s, &err) == 0);
+    CHECK(safetensors_open(test_path(base, "model.safetensors"), &s, &err) == 0);
     size_t at = (size_t)(safetensors_find(&s, "model.layers.1.mlp.up_proj.weight")->data - s.file.data);
     safetensors_close(&s);
-    CHECK(file_read(in(base, "model.safetensors"), 1 << 24, &bytes, &err) == 0);
+    CHECK(file_read(test_path(base, "model.safetensors"), 1 << 24, &bytes, &err) == 0);
     memcpy(bytes.data + at + 36 * 4 * 3 + 8, "\0\0\xc0\x7f", 4);
-    CHECK(file_replace(in(base, "model.safetensors"), bytes.data, bytes.length, &err) == 0);
+    CHECK(file_replace(test_path(base, "model.safetensors"), bytes.data, bytes.length, &err) == 0);
     text_free(&bytes);
     CHECK(merge("llama", base, merged, &err) != 0 && err.code == STATUS_DATA);
     CHECK_MSG(strstr(err.text, "model.layers.1.mlp.up_proj.weight: row 3, column 2"), "%s", err.text);

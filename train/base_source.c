@@ -55,22 +55,15 @@ static int hash_text(const struct text *text, char hex[2 * SHA256_BYTES + 1], st
     return 0;
 }
 
-// Calls `take` with each file that is copied along, in the order of the names.
-static int each_companion(const struct base *b, int (*take)(const char *path, struct text *out, struct error *err),
-                          struct text *out, struct error *err) {
-    char **names;
-    size_t count;
-    if (file_list(b->folder, &names, &count, err)) return -1;
-    int status = 0;
-    for (size_t i = 0; i < count && status == 0; i++) {
-        if (!companion_of_base(names[i], false)) continue;
-        char *path = path_join(b->folder, names[i]);
-        text_printf(out, "%s\n", names[i]);
-        status = path ? take(path, out, err) : error_memory(err, "a path", strlen(names[i]));
-        mem_free(path);
-    }
-    file_list_free(names, count);
-    return status;
+// What is copied along, each by its name and by what `put` says of it.
+struct companions {
+    struct text *out;
+    int (*put)(const char *path, struct text *out, struct error *err);
+};
+static int put_companion(void *context, const char *name, const char *path, struct error *err) {
+    struct companions *c = context;
+    text_printf(c->out, "%s\n", name);
+    return c->put(path, c->out, err);
 }
 
 static int put_hash(const char *path, struct text *out, struct error *err) {
@@ -93,7 +86,8 @@ static int hash_content(const struct base *b, char hex[2 * SHA256_BYTES + 1], st
     }
     progress_end(&progress);
     json_put_value(&w, b->config.root);
-    if (status == 0) status = each_companion(b, put_hash, &all, err);
+    struct companions beside = {&all, put_hash};
+    if (status == 0) status = companions_each(b, false, put_companion, &beside, err);
     if (status == 0) status = hash_text(&all, hex, err);
     text_free(&all);
     return status;
@@ -107,7 +101,8 @@ static const char *memo_of(const struct base *b, const char *root, struct pool *
     int status = 0;
     for (int i = 0; i < b->n_shards && status == 0; i++) status = file_identity(b->shards[i].file.path, &identity, err);
     json_put_value(&w, b->config.root);
-    if (status == 0) status = each_companion(b, file_identity, &identity, err);
+    struct companions beside = {&identity, file_identity};
+    if (status == 0) status = companions_each(b, false, put_companion, &beside, err);
     if (status == 0) status = hash_text(&identity, memo, err);
     text_free(&identity);
     if (status) return NULL;
