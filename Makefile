@@ -10,14 +10,14 @@ OPT     ?= -O2
 SAN     ?=
 WARN     = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 CFLAGS  += -std=c11 -D_GNU_SOURCE -g $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -I. -MMD -MP
-LDLIBS   = -lcjson -lyaml -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
+LDLIBS   = -lcjson -lyaml -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread -ldl -rdynamic
 AVX2     = -O3 -mavx2 -mfma -mf16c -DVEC_AVX2
 AVX512   = -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -DVEC_AVX512
 FOLDERS  = kernels kernels/cpu kernels/meta kernels/late autograd model data configs adapters train
 
 FAST     = $(wildcard kernels/cpu/*_fast.c)
 BF16     = $(wildcard kernels/cpu/*_bf16.c)
-SOURCES  = $(filter-out %_fast.c %_bf16.c train/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
+SOURCES  = $(filter-out %_fast.c %_bf16.c train/main.c,$(wildcard $(FOLDERS:%=%/*.c))) $(wildcard kernels/cuda/*_plan.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(FAST:%.c=$(BUILD)/%.c.o) $(FAST:%.c=$(BUILD)/%.avx2.o) \
            $(FAST:%.c=$(BUILD)/%.avx512.o) $(BF16:%.c=$(BUILD)/%.bf16.o)
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -62,6 +62,9 @@ $(BUILD)/replay_seeds: tests/fuzz/seeds.c $(BUILD)/libgraft.a
 $(BUILD)/bench/%: bench/%.c $(BUILD)/libgraft.a
 	@mkdir -p $(@D) && echo cc $<
 	@$(CC) $(CFLAGS) $(SAN) -o $@ $(filter %.c %.o %.a,$^) $(LDLIBS)
+
+# The CUDA plug-in: for GPUs, and once more for the host, where its kernels run without one (tests/cuda_host).
+include kernels/cuda/rules.mk
 
 programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
 # The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input and fuzz seeds run on it.

@@ -52,6 +52,8 @@ struct backend *backend_open_cpu(int threads, struct error *err);
 struct backend *backend_open_meta(int threads, struct error *err);
 // Queued execution over a cpu backend: poisons dead ranges and released weights, streams every weight.
 struct backend *backend_open_late(int threads, struct error *err);
+// The first GPU, by the plug-in libgraft_cuda.so. STATUS_NOINPUT: there is no GPU, or no plug-in or library for it.
+struct backend *backend_open_cuda(struct error *err);
 
 static inline void backend_set_weights(struct backend *b, const struct weight *const *weights, int n, int n_segments) {
     b->weights = weights, b->n_weights = n, b->n_segments = n_segments;

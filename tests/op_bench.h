@@ -23,6 +23,8 @@ struct bench {
     struct tensor tensors[BENCH_TENSORS];
     int n_tensors;
     struct pool pool; // weights
+    const struct weight *weights[BENCH_TENSORS];
+    int n_weights;
     struct op_call call;
     const struct tensor *loss_weight[OP_MAX_OUT]; // d loss / d out[i] when it is not grad_out[i]
 };
@@ -171,6 +173,8 @@ static inline const struct weight *bench_weight(struct bench *t, enum quant form
         }
     }
     *w = (struct weight){.format = f, .rows = rows, .cols = cols, .data = data, .name = "test"};
+    bench_require(t->n_weights < BENCH_TENSORS, "too many weights");
+    t->weights[t->n_weights++] = w;
     return w;
 }
 

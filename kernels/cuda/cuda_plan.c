@@ -1,0 +1,2 @@
+// See cuda_plan.h.
+#include "kernels/cuda/cuda_plan.h"

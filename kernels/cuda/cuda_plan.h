@@ -1,0 +1,5 @@
+// Workspaces of the CUDA backend's kernels: pure functions of shapes, linked into the program too, so that a run on a GPU
+// can be planned where there is none.
+#pragma once
+
+#include "kernels/ops.h"
