@@ -70,5 +70,18 @@ TEST(test_norms) {
     compare_op(OP_NORM);
     compare_op(OP_ADD_NORM);
 }
+TEST(test_sums_and_activations) {
+    compare_op(OP_ADD);
+    compare_op(OP_GLU);
+    compare_op(OP_ACT);
+}
+TEST(test_rope) {
+    compare_op(OP_ROPE);
+}
+TEST(test_copies) {
+    compare_op(OP_COPY);
+    compare_op(OP_FILL);
+    compare_op(OP_KV_WRITE);
+}
 
-TEST_MAIN(CASE(test_norms))
+TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_copies))

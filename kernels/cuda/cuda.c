@@ -12,10 +12,23 @@ static size_t no_workspace(const struct op_call *call, bool backward, int thread
     return 0;
 }
 
+// Single-pass ops have no backward: calling it is a bug of ours.
+static int no_backward(struct backend *backend, const struct op_call *call, struct error *err) {
+    (void)backend;
+    return error_set(err, STATUS_INTERNAL, "op %s has no backward", op_table[call->op].name);
+}
+
 #define BOTH(name) .forward = cuda_##name##_forward, .backward = cuda_##name##_backward
 static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_NORM] = {BOTH(norm), .workspace_bytes = no_workspace},
     [OP_ADD_NORM] = {BOTH(norm), .recompute = cuda_norm_recompute, .workspace_bytes = no_workspace},
+    [OP_ADD] = {BOTH(add), .workspace_bytes = no_workspace},
+    [OP_GLU] = {BOTH(glu), .workspace_bytes = no_workspace},
+    [OP_ACT] = {BOTH(act), .workspace_bytes = no_workspace},
+    [OP_ROPE] = {BOTH(rope), .workspace_bytes = no_workspace},
+    [OP_COPY] = {cuda_copy, no_backward, .workspace_bytes = no_workspace},
+    [OP_FILL] = {cuda_fill, no_backward, .workspace_bytes = no_workspace},
+    [OP_KV_WRITE] = {cuda_kv_write, no_backward, .workspace_bytes = no_workspace},
 };
 
 static size_t cuda_overhead(const struct backend *backend) {

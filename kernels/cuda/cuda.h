@@ -82,3 +82,10 @@ static inline void *cuda_at(const struct cuda_backend *b, const struct tensor *t
     int cuda_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
 CUDA_KERNEL(norm); // cuda_rows.c
 int cuda_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err);
+CUDA_KERNEL(add);
+CUDA_KERNEL(glu);
+CUDA_KERNEL(act);
+CUDA_KERNEL(rope);
+int cuda_copy(struct backend *backend, const struct op_call *call, struct error *err);
+int cuda_fill(struct backend *backend, const struct op_call *call, struct error *err);
+int cuda_kv_write(struct backend *backend, const struct op_call *call, struct error *err);

@@ -1,6 +1,7 @@
 // Ops over token rows: the launchers do the work, this finds their weights.
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/gpu_norm.h"
+#include "kernels/cuda/gpu_rows.h"
 
 static int norm_weights(struct cuda_backend *b, const struct op_call *call, const float **w, const float **bias,
                         struct error *err) {
@@ -30,3 +31,21 @@ int cuda_norm_backward(struct backend *backend, const struct op_call *call, stru
     gpu_norm_backward(&b->gpu, call, w);
     return cuda_launched(err);
 }
+
+// Without weights there is only the launch.
+#define LAUNCHED(name)                                                                                                 \
+    int cuda_##name(struct backend *backend, const struct op_call *call, struct error *err) {                          \
+        gpu_##name(&cuda_self(backend)->gpu, call);                                                                    \
+        return cuda_launched(err);                                                                                     \
+    }
+LAUNCHED(add_forward)
+LAUNCHED(add_backward)
+LAUNCHED(glu_forward)
+LAUNCHED(glu_backward)
+LAUNCHED(act_forward)
+LAUNCHED(act_backward)
+LAUNCHED(rope_forward)
+LAUNCHED(rope_backward)
+LAUNCHED(copy)
+LAUNCHED(fill)
+LAUNCHED(kv_write)
