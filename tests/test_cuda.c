@@ -78,10 +78,13 @@ TEST(test_sums_and_activations) {
 TEST(test_rope) {
     compare_op(OP_ROPE);
 }
+TEST(test_linears) {
+    compare_op(OP_LINEAR_GROUP);
+}
 TEST(test_copies) {
     compare_op(OP_COPY);
     compare_op(OP_FILL);
     compare_op(OP_KV_WRITE);
 }
 
-TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_copies))
+TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies))

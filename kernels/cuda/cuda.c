@@ -22,6 +22,7 @@ static int no_backward(struct backend *backend, const struct op_call *call, stru
 static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_NORM] = {BOTH(norm), .workspace_bytes = no_workspace},
     [OP_ADD_NORM] = {BOTH(norm), .recompute = cuda_norm_recompute, .workspace_bytes = no_workspace},
+    [OP_LINEAR_GROUP] = {BOTH(linear_group), .workspace_bytes = cuda_linear_group_workspace},
     [OP_ADD] = {BOTH(add), .workspace_bytes = no_workspace},
     [OP_GLU] = {BOTH(glu), .workspace_bytes = no_workspace},
     [OP_ACT] = {BOTH(act), .workspace_bytes = no_workspace},

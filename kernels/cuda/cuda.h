@@ -82,6 +82,7 @@ static inline void *cuda_at(const struct cuda_backend *b, const struct tensor *t
     int cuda_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
 CUDA_KERNEL(norm); // cuda_rows.c
 int cuda_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err);
+CUDA_KERNEL(linear_group); // cuda_linear.c
 CUDA_KERNEL(add);
 CUDA_KERNEL(glu);
 CUDA_KERNEL(act);

@@ -1,2 +1,0 @@
-// See cuda_plan.h.
-#include "kernels/cuda/cuda_plan.h"
