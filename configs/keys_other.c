@@ -154,12 +154,12 @@ const size_t keys_torch_count = COUNT_OF(keys_torch);
 static const struct key_choice devices[] = {
     {"auto", CONFIG_DEVICE_AUTO, KEY_WORKS, NULL},
     {"cpu", CONFIG_DEVICE_CPU, KEY_WORKS, NULL},
-    {"cuda", 0, KEY_NOT_YET, NULL},
+    {"cuda", CONFIG_DEVICE_CUDA, KEY_WORKS, NULL},
     {0},
 };
 
 const struct config_key keys_ours[] = {
-    ENUM(device, devices, "auto", "Where to compute: `auto` takes the best that is there and says which."),
+    ENUM(device, devices, "auto", "Where to compute: `auto` takes a GPU where there is one, and says which it took."),
     INT(threads, "0", 0, 1024, "CPU threads. 0: as many as the cgroup grants. Results do not depend on it."),
     NOT_YET("fit", KEY_STRING, "off", "`auto`: choose the cheapest settings that fit into memory."),
     NOT_YET("attn", KEY_STRING, "auto", "Which attention kernel: auto, own, cudnn."),

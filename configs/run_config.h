@@ -41,7 +41,7 @@ enum config_schedule {
     CONFIG_LR_POLYNOMIAL,
 };
 enum config_strategy { CONFIG_STRATEGY_UNSET, CONFIG_STRATEGY_NO, CONFIG_STRATEGY_STEPS, CONFIG_STRATEGY_EPOCH };
-enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU };
+enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
 
 struct config_strings {
     const char **items;

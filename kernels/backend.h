@@ -1,5 +1,5 @@
-// The seam between everything above and the hardware. One struct of functions per backend: cpu, meta (computes
-// nothing), late (host memory, but calls are queued until a read; for tests), later cuda.
+// The seam between everything above and the hardware. One struct of functions per backend: cpu, cuda (a plug-in), meta
+// (computes nothing), late (host memory, but calls are queued until a read; for tests).
 // Calls are stream-ordered; only `read` waits. Tensors are offsets into one arena. Nothing above kernels/ knows more.
 #pragma once
 
@@ -39,28 +39,41 @@ struct backend_class {
 
 struct backend {
     const struct backend_class *class;
-    int threads; // worker threads, part of workspace sizes
+    int threads;             // worker threads, part of workspace sizes
+    const char *description; // for people; NULL = the class's name
     // The model's weights, ordered by segment; borrowed, set once by backend_set_weights before the first op.
     const struct weight *const *weights;
     int n_weights, n_segments;
 };
 
+enum device_kind { DEVICE_CPU, DEVICE_CUDA, DEVICE_LATE };
+
+// The real one of a kind; `threads` as below. NULL and err on failure.
+struct backend *backend_open(enum device_kind kind, int threads, struct error *err);
+
 // `threads` 0 = the CPUs this process may use (affinity and cgroup quota). bf16: activations are bf16.
 // The instruction set is chosen by cpuid; GRAFT_CPU = reference | c | avx2 | avx512 | avx512bf16 forces one (error when
 // the CPU lacks it). NULL and err on failure.
 struct backend *backend_open_cpu(int threads, struct error *err);
-struct backend *backend_open_meta(int threads, struct error *err);
+// Computes nothing, and asks for the memory that this kind would: that kind need not be on this machine.
+struct backend *backend_open_meta(enum device_kind kind, int threads, struct error *err);
 // Queued execution over a cpu backend: poisons dead ranges and released weights, streams every weight.
 struct backend *backend_open_late(int threads, struct error *err);
 // The first GPU, by the plug-in libgraft_cuda.so. STATUS_NOINPUT: there is no GPU, or no plug-in or library for it.
 struct backend *backend_open_cuda(struct error *err);
+struct gpu_found {
+    char name[160];         // "GPU, sm_90, 132 multiprocessors"
+    uint64_t total, unused; // bytes of its memory
+};
+// Is there a GPU that backend_open_cuda would open? 0 and what it is, or -1 and why not.
+int backend_find_gpu(struct gpu_found *out, struct error *err);
 
 static inline void backend_set_weights(struct backend *b, const struct weight *const *weights, int n, int n_segments) {
     b->weights = weights, b->n_weights = n, b->n_segments = n_segments;
 }
 void backend_close(struct backend *backend); // NULL is a no-op
 
-// What the CPU backend runs on, e.g. "avx512, 2 threads"; for logs. Static or backend-owned text.
+// What it runs on, e.g. "avx512, 2 threads"; for logs. Static or backend-owned text.
 const char *backend_describe(const struct backend *backend);
 // Does this CPU multiply bf16 numbers itself (AVX512-BF16)?
 bool backend_cpu_has_bf16(void);

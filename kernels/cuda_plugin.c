@@ -58,7 +58,7 @@ static void plugin_path(char path[PATH_BYTES]) {
     memcpy(slash ? slash + 1 : path, PLUGIN, sizeof PLUGIN);
 }
 
-struct backend *backend_open_cuda(struct error *err) {
+static const struct cuda_plugin *plugin_open(struct error *err) {
     char path[PATH_BYTES];
     plugin_path(path);
     if (access(path, R_OK) != 0) {
@@ -78,5 +78,15 @@ struct backend *backend_open_cuda(struct error *err) {
         error_set(err, STATUS_INTERNAL, "%s is of another version than this program; build both together", path);
         return NULL;
     }
-    return plugin->open(err);
+    return plugin;
+}
+
+struct backend *backend_open_cuda(struct error *err) {
+    const struct cuda_plugin *plugin = plugin_open(err);
+    return plugin ? plugin->open(err) : NULL;
+}
+
+int backend_find_gpu(struct gpu_found *out, struct error *err) {
+    const struct cuda_plugin *plugin = plugin_open(err);
+    return plugin ? plugin->find(out, err) : -1;
 }

@@ -8,10 +8,10 @@
 #include <math.h>
 #include <string.h>
 
-int device_open_recording(struct device *device, int threads, struct error *err) {
+int device_open_recording(struct device *device, enum device_kind kind, int threads, struct error *err) {
     *device = (struct device){.planned_threads = threads};
     device->plan = plan_new(err);
-    device->backend = device->plan ? backend_open_meta(threads, err) : NULL;
+    device->backend = device->plan ? backend_open_meta(kind, threads, err) : NULL;
     if (device->backend) return 0;
     device_close(device);
     return -1;

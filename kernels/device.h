@@ -29,8 +29,8 @@ struct device {
     struct nonfinite *watch;  // checking mode: every op is waited for and its results looked at; NULL = off. Borrowed
 };
 
-// A device that records. `threads` as for the backend that will run later.
-int device_open_recording(struct device *device, int threads, struct error *err);
+// A device that records. Kind and `threads` are those of the backend that will run later.
+int device_open_recording(struct device *device, enum device_kind kind, int threads, struct error *err);
 // Seals the plan, closes the meta backend, and goes on with `backend` (owned from now on): reserves the arena.
 int device_start(struct device *device, struct backend *backend, struct error *err);
 void device_close(struct device *device); // zeroed struct is a no-op

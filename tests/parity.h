@@ -27,7 +27,8 @@ struct parity_setup {
     const char *base;    // a file in the folder, NULL = the folder itself
     const char *adapter; // another one than the folder's: its gradients have no names to compare; NULL
     int threads;
-    bool late, checkpoint;
+    enum device_kind device;
+    bool checkpoint;
     enum dtype dtype;
 };
 
@@ -109,7 +110,7 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
     struct tensor t;
     if (plan_begin(plan, "logits", err) || decoder_logits(&r->decoder, &pass, rows, r->batch.max_seqs, &t, err))
         return -1;
-    if (logits && !s->late && device_read(&r->device, logits, t, (size_t)rows * (size_t)r->model.arch.vocab * 4, err))
+    if (logits && s->device != DEVICE_LATE && device_read(&r->device, logits, t, (size_t)rows * (size_t)r->model.arch.vocab * 4, err))
         return -1;
     if (plan_end(plan, err)) return -1;
     if (logits && device_write(&r->device, r->decoder.scalars, scalars, sizeof *scalars, err)) return -1;
@@ -206,12 +207,12 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     r->limits = (struct decoder_limits){
         .max_rows = r->batch.rows, .max_seqs = PARITY_ROWS, .max_positions = positions ? atoi(positions) : 64};
     r->limits.balance = safetensors_find(&r->expected, "aux_loss") != NULL;
-    if (device_open_recording(&r->device, s->threads, err)) return -1;
+    if (device_open_recording(&r->device, s->device, s->threads, err)) return -1;
     backend_set_weights(r->device.backend, r->model.weights, r->model.n_weights, r->model.n_segments);
     struct step_scalars scalars = {.denominator = r->weight};
     if (parity_parts(r, s, err) || parity_programs(r, s, NULL, &scalars, err)) return -1;
     decoder_close(&r->decoder);
-    struct backend *backend = s->late ? backend_open_late(s->threads, err) : backend_open_cpu(s->threads, err);
+    struct backend *backend = backend_open(s->device, s->threads, err);
     if (!backend || device_start(&r->device, backend, err) || parity_parts(r, s, err) || lora_upload(&r->lora, err) ||
         decoder_load(&r->decoder, &r->batch, err)) {
         return -1;
@@ -221,7 +222,7 @@ static inline int parity_compute(struct parity_run *r, const char *folder, const
     if (!logits) return error_memory(err, "logits", 0);
     if (parity_programs(r, s, logits, &scalars, err)) return -1;
     double most = 0, largest = 1e-30;
-    for (int k = 0; k < r->n_rows && !s->late; k++) {
+    for (int k = 0; k < r->n_rows && s->device != DEVICE_LATE; k++) {
         const struct safetensors_entry *want = parity_row(r, k, "logits");
         for (int64_t i = 0; i < want->shape[0] * vocab; i++, at++) {
             double w = (double)parity_float(want, i), d = fabs((double)logits[at] - w);

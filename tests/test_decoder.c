@@ -12,7 +12,8 @@
 struct setup {
     const char *cpu; // GRAFT_CPU, NULL = the best
     int threads;
-    bool late, checkpoint, packing;
+    enum device_kind device;
+    bool checkpoint, packing;
     int micro_batch, accumulate, steps;
     float dropout, neftune;
     enum dtype dtype;
@@ -83,7 +84,7 @@ static int attach(struct world *w, const struct setup *s, struct error *err) {
 
 static int open_world(struct world *w, const struct setup *s, struct error *err) {
     struct session_options so = {
-        .base.name = in_folder("tiny.gguf"), .dtype = s->dtype, .threads = s->threads, .late = s->late};
+        .base.name = in_folder("tiny.gguf"), .dtype = s->dtype, .threads = s->threads, .device = s->device};
     static const char *const assistant[] = {"assistant"};
     struct dataset_options data = {.path = in_folder("rows.jsonl"),
                                    .kind = DATASET_CHAT,
@@ -243,7 +244,7 @@ TEST(the_late_backend_gives_the_cpus_bits) {
         s.dropout = 0.1f;
         s.checkpoint = checkpoint;
         struct outcome cpu = run(&s);
-        s.late = true;
+        s.device = DEVICE_LATE;
         struct outcome late = run(&s);
         check_same_bits(&cpu, &late, "late");
         outcome_free(&cpu);

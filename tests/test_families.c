@@ -65,7 +65,7 @@ TEST(as_transformers_and_peft) {
 }
 
 static void late(const char *family, const char *base) {
-    struct parity_setup setup = {.base = base, .threads = 1, .late = true, .checkpoint = true, .dtype = DTYPE_F32};
+    struct parity_setup setup = {.base = base, .threads = 1, .device = DEVICE_LATE, .checkpoint = true, .dtype = DTYPE_F32};
     compare(family, &setup, TOLERANCE, TOLERANCE_GRADIENT);
 }
 TEST(queued_and_recomputed) {

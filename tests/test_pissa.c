@@ -36,11 +36,11 @@ static int compute(struct start *s, int iterations, uint64_t seed, int threads, 
         if (adapter_add(a, m->module, m->r / 2, m->alpha / 2, err) || adapter_add_initial(a, &a->modules[i], err))
             return -1;
     }
-    if (device_open_recording(&s->device, threads, err)) return -1;
+    if (device_open_recording(&s->device, late ? DEVICE_LATE : DEVICE_CPU, threads, err)) return -1;
     backend_set_weights(s->device.backend, s->model.weights, s->model.n_weights, s->model.n_segments);
     if (parts(s, err) || pissa_record(&s->lora, iterations, err)) return -1;
     decoder_close(&s->decoder);
-    struct backend *backend = late ? backend_open_late(threads, err) : backend_open_cpu(threads, err);
+    struct backend *backend = backend_open(late ? DEVICE_LATE : DEVICE_CPU, threads, err);
     return !backend || device_start(&s->device, backend, err) || parts(s, err) ||
                    pissa_start(&s->lora, iterations, seed, NULL, NULL, err)
                ? -1

@@ -48,10 +48,11 @@ static int read_rows(struct evaluation *e, const struct run_config *c, const cha
 static int open_all(struct evaluation *e, const struct run_config *c, const char *adapter, const char *data,
                     struct error *err) {
     struct text notice = {0};
-    struct session_options options = {.base = base_source_of(c),
-                                      .dtype = session_dtype(c->precision, &notice),
-                                      .threads = (int)c->threads,
-                                      .late = session_wants_late()};
+    struct session_options options;
+    if (session_options_of(c, &options, &notice, err)) {
+        text_free(&notice);
+        return -1;
+    }
     if (notice.length) fprintf(stderr, "%s\n", text_str(&notice));
     text_free(&notice);
     struct eval_options evaluating = {

@@ -47,10 +47,10 @@ static int once(struct timing *m, struct error *err) {
 
 static int time_it(struct timing *m, const struct session *s, double *flops_per_second, struct error *err) {
     struct device *d = &m->device;
-    if (device_open_recording(d, s->threads, err)) return -1;
+    if (device_open_recording(d, s->options.device, s->threads, err)) return -1;
     backend_set_weights(d->backend, m->weights, 1, SEGMENT_LAYER0 + 1);
     if (open_tensors(m, s->options.dtype, err) || once(m, err)) return -1;
-    struct backend *backend = backend_open_cpu(s->threads, err);
+    struct backend *backend = backend_open(s->options.device, s->threads, err);
     if (!backend || device_start(d, backend, err)) return -1;
     if (open_tensors(m, s->options.dtype, err) || once(m, err)) return -1; // the first one touches all pages
     // The fastest of many short ones: a core that another process takes for a moment does not count.

@@ -36,10 +36,11 @@ static int check_base(const struct trainer *t, struct error *err) {
 static int open_base(struct trainer *t, struct error *err) {
     const struct run_config *c = t->config;
     struct text notice = {0};
-    struct session_options options = {.base = base_source_of(c),
-                                      .dtype = session_dtype(c->precision, &notice),
-                                      .threads = (int)c->threads,
-                                      .late = session_wants_late()};
+    struct session_options options;
+    if (session_options_of(c, &options, &notice, err)) {
+        text_free(&notice);
+        return -1;
+    }
     if (notice.length) fprintf(stderr, "%s\n", text_str(&notice));
     text_free(&notice);
     return session_open(&options, &t->session, err) || check_base(t, err) ? -1 : 0;

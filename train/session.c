@@ -6,8 +6,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum dtype session_dtype(enum config_precision precision, struct text *notice) {
+int session_device(enum config_device wanted, enum device_kind *out, struct text *notice, struct error *err) {
+    static const char *const names[] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_LATE] = "late"};
+    const char *forced = getenv("GRAFT_BACKEND");
+    struct gpu_found gpu;
+    struct error why = {0};
+    for (size_t i = 0; forced && *forced && i < COUNT_OF(names); i++) {
+        if (strcmp(forced, names[i]) != 0) continue;
+        *out = (enum device_kind)i;
+        return 0;
+    }
+    *out = DEVICE_CPU;
+    if (wanted == CONFIG_DEVICE_CPU) return 0;
+    if (backend_find_gpu(&gpu, wanted == CONFIG_DEVICE_CUDA ? err : &why) == 0)
+        *out = DEVICE_CUDA;
+    else if (wanted == CONFIG_DEVICE_CUDA)
+        return error_prefix(err, "device: cuda");
+    else
+        text_printf(notice, "device: cpu; %s", why.text);
+    return 0;
+}
+
+enum dtype session_dtype(enum config_precision precision, enum device_kind device, struct text *notice) {
     bool fast = backend_cpu_has_bf16();
+    if (device == DEVICE_CUDA) return precision == CONFIG_PRECISION_FP32 ? DTYPE_F32 : DTYPE_BF16;
     switch (precision) {
     case CONFIG_PRECISION_AUTO: return fast ? DTYPE_BF16 : DTYPE_F32;
     case CONFIG_PRECISION_BF16:
@@ -21,9 +43,16 @@ enum dtype session_dtype(enum config_precision precision, struct text *notice) {
     return DTYPE_F32;
 }
 
-bool session_wants_late(void) {
-    const char *name = getenv("GRAFT_BACKEND");
-    return name && strcmp(name, "late") == 0;
+int session_options_of(const struct run_config *config, struct session_options *out, struct text *notice,
+                       struct error *err) {
+    *out = (struct session_options){.base = base_source_of(config), .threads = (int)config->threads};
+    if (session_device(config->device, &out->device, notice, err)) return -1;
+    struct text about = {0};
+    out->dtype = session_dtype(config->precision, out->device, &about);
+    if (notice->length && about.length) text_add(notice, "\n");
+    text_add(notice, text_str(&about));
+    text_free(&about);
+    return 0;
 }
 
 int session_open(const struct session_options *options, struct session *out, struct error *err) {
@@ -76,7 +105,7 @@ int session_record(struct session *s, const struct decoder_limits *limits, struc
     s->limits = *limits;
     if (s->limits.cache_seqs > 0 && s->limits.max_rows < GENERATOR_MAX_PREFILL)
         s->limits.max_rows = GENERATOR_MAX_PREFILL;
-    if (device_open_recording(&s->device, s->threads, err)) return -1;
+    if (device_open_recording(&s->device, s->options.device, s->threads, err)) return -1;
     backend_set_weights(s->device.backend, s->model.weights, s->model.n_weights, s->model.n_segments);
     return open_parts(s, err);
 }
@@ -88,7 +117,7 @@ void session_forget(struct session *s) {
 
 int session_start(struct session *s, struct error *err) {
     close_parts(s);
-    struct backend *backend = s->options.late ? backend_open_late(s->threads, err) : backend_open_cpu(s->threads, err);
+    struct backend *backend = backend_open(s->options.device, s->threads, err);
     if (!backend) return -1;
     s->host_bytes = memory_held();
     if (device_start(&s->device, backend, err)) return -1;

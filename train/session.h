@@ -15,7 +15,7 @@ struct session_options {
     enum dtype dtype; // of activations
     int threads;      // 0 = all
     bool no_weights;  // they are not needed: a base that is a config.json alone will do
-    bool late;        // tests: the queued backend (GRAFT_BACKEND=late)
+    enum device_kind device;
 };
 
 struct session {
@@ -37,10 +37,14 @@ struct session {
     uint64_t host_bytes; // anonymous memory held when the plan was made: vocabulary, data, libraries, stacks
 };
 
-// The precision a config asks for on this machine; `notice` gets one line when that is not what was written.
-enum dtype session_dtype(enum config_precision precision, struct text *notice);
-// GRAFT_BACKEND=late, for tests.
-bool session_wants_late(void);
+// Where a config wants to compute, on this machine. GRAFT_BACKEND=cpu|cuda|late stands above it, for tests. An error when
+// it names a GPU and there is none; with `auto`, `notice` gets one line that says why there is none.
+int session_device(enum config_device wanted, enum device_kind *out, struct text *notice, struct error *err);
+// The precision a config asks for on such a device; `notice` gets one line when that is not what was written.
+enum dtype session_dtype(enum config_precision precision, enum device_kind device, struct text *notice);
+// Base, device, precision and threads as a config has them; `notice` as above, a line each.
+int session_options_of(const struct run_config *config, struct session_options *out, struct text *notice,
+                       struct error *err);
 // Finds the base, quantises it where asked, reads its headers and its tokenizer; a base without one is no error, for
 // rows of tokens need none. Errors: those of base_source_open; 66 shapes alone, unless options say no_weights.
 int session_open(const struct session_options *options, struct session *out, struct error *err);

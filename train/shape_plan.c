@@ -33,8 +33,13 @@ static int open_model(const struct base_source *source, struct model *model, str
 static int open_shapes(const struct run_config *c, struct shape_plan *p, struct error *err) {
     struct session *s = &p->session;
     struct text notice = {0};
-    s->options = (struct session_options){
-        .base = base_source_of(c), .dtype = session_dtype(c->precision, &notice), .threads = (int)c->threads};
+    // A plan needs no GPU: one that is asked for is planned for.
+    s->options = (struct session_options){.base = base_source_of(c), .threads = (int)c->threads};
+    if (c->device == CONFIG_DEVICE_CUDA)
+        s->options.device = DEVICE_CUDA;
+    else if (session_device(c->device, &s->options.device, &notice, err))
+        return -1;
+    s->options.dtype = session_dtype(c->precision, s->options.device, &notice);
     text_free(&notice); // about this machine, which need not be the one that trains
     s->threads = s->options.threads > 0 ? s->options.threads : cpu_count_available();
     if (open_model(&s->options.base, &s->model, err)) return -1;

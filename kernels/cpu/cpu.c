@@ -240,7 +240,18 @@ struct backend *backend_open_cpu(int threads, struct error *err) {
     }
     snprintf(b->description, sizeof b->description, "%s, %d thread%s", b->isa ? b->isa->name : "reference loops",
              b->base.threads, b->base.threads == 1 ? "" : "s");
+    b->base.description = b->description;
     return &b->base;
+}
+
+struct backend *backend_open(enum device_kind kind, int threads, struct error *err) {
+    switch (kind) {
+    case DEVICE_CPU: return backend_open_cpu(threads, err);
+    case DEVICE_CUDA: return backend_open_cuda(err);
+    case DEVICE_LATE: return backend_open_late(threads, err);
+    }
+    error_set(err, STATUS_INTERNAL, "no device of kind %d", (int)kind);
+    return NULL;
 }
 
 void backend_close(struct backend *backend) {
@@ -248,6 +259,5 @@ void backend_close(struct backend *backend) {
 }
 
 const char *backend_describe(const struct backend *backend) {
-    if (backend->class == &cpu_class) return ((const struct cpu_backend *)backend)->description;
-    return backend->class->name;
+    return backend->description ? backend->description : backend->class->name;
 }

@@ -7,11 +7,6 @@
 
 #include <stdio.h>
 
-static size_t no_workspace(const struct op_call *call, bool backward, int threads) {
-    (void)call, (void)backward, (void)threads;
-    return 0;
-}
-
 // Single-pass ops have no backward: calling it is a bug of ours.
 static int no_backward(struct backend *backend, const struct op_call *call, struct error *err) {
     (void)backend;
@@ -20,16 +15,16 @@ static int no_backward(struct backend *backend, const struct op_call *call, stru
 
 #define BOTH(name) .forward = cuda_##name##_forward, .backward = cuda_##name##_backward
 static const struct kernel cuda_kernels[OP_COUNT] = {
-    [OP_NORM] = {BOTH(norm), .workspace_bytes = no_workspace},
-    [OP_ADD_NORM] = {BOTH(norm), .recompute = cuda_norm_recompute, .workspace_bytes = no_workspace},
-    [OP_LINEAR_GROUP] = {BOTH(linear_group), .workspace_bytes = cuda_linear_group_workspace},
-    [OP_ADD] = {BOTH(add), .workspace_bytes = no_workspace},
-    [OP_GLU] = {BOTH(glu), .workspace_bytes = no_workspace},
-    [OP_ACT] = {BOTH(act), .workspace_bytes = no_workspace},
-    [OP_ROPE] = {BOTH(rope), .workspace_bytes = no_workspace},
-    [OP_COPY] = {cuda_copy, no_backward, .workspace_bytes = no_workspace},
-    [OP_FILL] = {cuda_fill, no_backward, .workspace_bytes = no_workspace},
-    [OP_KV_WRITE] = {cuda_kv_write, no_backward, .workspace_bytes = no_workspace},
+    [OP_NORM] = {BOTH(norm)},
+    [OP_ADD_NORM] = {BOTH(norm), .recompute = cuda_norm_recompute},
+    [OP_LINEAR_GROUP] = {BOTH(linear_group)},
+    [OP_ADD] = {BOTH(add)},
+    [OP_GLU] = {BOTH(glu)},
+    [OP_ACT] = {BOTH(act)},
+    [OP_ROPE] = {BOTH(rope)},
+    [OP_COPY] = {cuda_copy, no_backward},
+    [OP_FILL] = {cuda_fill, no_backward},
+    [OP_KV_WRITE] = {cuda_kv_write, no_backward},
 };
 
 static size_t cuda_overhead(const struct backend *backend) {
@@ -48,7 +43,6 @@ static void cuda_close(struct backend *backend) {
 
 static const struct backend_class cuda_class = {
     .name = "cuda",
-    .kernels = cuda_kernels,
     .reserve = cuda_reserve,
     .write = cuda_write,
     .read = cuda_read,
@@ -58,11 +52,19 @@ static const struct backend_class cuda_class = {
     .close = cuda_close,
 };
 
+struct cuda_gpu_found {
+    struct gpu_found found;
+    int multiprocessors;
+    size_t shared_bytes;
+};
+
 enum { OLDEST_MAJOR = 8 }; // sm_80: bf16 in the matrix units
 
-static int find_device(struct cuda_backend *b, struct error *err) {
+static int find_gpu(struct cuda_gpu_found *out, struct error *err) {
     int count = 0, major = 0, minor = 0, shared = 0;
+    size_t unused = 0, total = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
+    *out = (struct cuda_gpu_found){0};
     if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver || (status == cudaSuccess && count == 0)) {
         cudaGetLastError();
         return error_set(err, STATUS_NOINPUT, "no GPU: %s", cudaGetErrorString(status));
@@ -70,16 +72,24 @@ static int find_device(struct cuda_backend *b, struct error *err) {
     if (cuda_check(status, "counting GPUs", err) || CUDA_TRY(cudaSetDevice(0), err) ||
         CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), err) ||
         CUDA_TRY(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0), err) ||
-        CUDA_TRY(cudaDeviceGetAttribute(&b->gpu.multiprocessors, cudaDevAttrMultiProcessorCount, 0), err) ||
-        CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), err))
+        CUDA_TRY(cudaDeviceGetAttribute(&out->multiprocessors, cudaDevAttrMultiProcessorCount, 0), err) ||
+        CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), err) ||
+        CUDA_TRY(cudaMemGetInfo(&unused, &total), err))
         return -1;
     if (major < OLDEST_MAJOR) {
         return error_set(err, STATUS_NOINPUT, "the GPU is of compute capability %d.%d; %d.0 is the oldest that works",
                          major, minor, OLDEST_MAJOR);
     }
-    b->gpu.shared_bytes = (size_t)shared;
-    snprintf(b->description, sizeof b->description, "GPU, sm_%d%d, %d multiprocessors", major, minor,
-             b->gpu.multiprocessors);
+    out->shared_bytes = (size_t)shared, out->found.unused = unused, out->found.total = total;
+    snprintf(out->found.name, sizeof out->found.name, "GPU, sm_%d%d, %d multiprocessors", major, minor,
+             out->multiprocessors);
+    return 0;
+}
+
+static int find(struct gpu_found *out, struct error *err) {
+    struct cuda_gpu_found found;
+    if (find_gpu(&found, err)) return -1;
+    *out = found.found;
     return 0;
 }
 
@@ -89,12 +99,18 @@ static struct backend *open_cuda(struct error *err) {
         error_memory(err, "the CUDA backend", sizeof *b);
         return NULL;
     }
-    b->base = (struct backend){.class = &cuda_class, .threads = 1};
-    if (find_device(b, err) || CUDA_TRY(cudaStreamCreateWithFlags(&b->gpu.stream, cudaStreamNonBlocking), err) ||
+    b->class = cuda_class, b->class.kernels = b->kernels;
+    for (int op = 0; op < OP_COUNT; op++)
+        b->kernels[op] = cuda_kernels[op], b->kernels[op].workspace_bytes = cuda_workspaces[op];
+    b->base = (struct backend){.class = &b->class, .threads = 1, .description = b->found.name};
+    struct cuda_gpu_found found;
+    if (find_gpu(&found, err) || CUDA_TRY(cudaStreamCreateWithFlags(&b->gpu.stream, cudaStreamNonBlocking), err) ||
         cuda_memory_open(b, err) || cuda_gemm_open(b, err)) {
         cuda_close(&b->base);
         return NULL;
     }
+    b->found = found.found;
+    b->gpu.multiprocessors = found.multiprocessors, b->gpu.shared_bytes = found.shared_bytes;
     return &b->base;
 }
 
@@ -104,5 +120,6 @@ const struct cuda_plugin graft_cuda_plugin = {
     .call_bytes = sizeof(struct op_call),
     .weight_bytes = sizeof(struct weight),
     .class_bytes = sizeof(struct backend_class),
+    .find = find,
     .open = open_cuda,
 };

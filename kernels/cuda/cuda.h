@@ -13,12 +13,14 @@ struct cuda_staging; // cuda_memory.c
 
 struct cuda_backend {
     struct backend base;
+    struct backend_class class;
+    struct kernel kernels[OP_COUNT];
     struct gpu gpu;
     size_t arena_bytes, overhead_bytes; // overhead: what is allocated on the device beside arena and weights
     struct cuda_staging *staging;
     struct cuda_weights *weights;
     struct cuda_gemm *gemm;
-    char description[160];
+    struct gpu_found found;
 };
 
 static inline struct cuda_backend *cuda_self(struct backend *backend) {

@@ -4,6 +4,9 @@
 
 #include "kernels/ops.h"
 
+typedef size_t (*workspace_function)(const struct op_call *call, bool backward, int threads);
+extern const workspace_function cuda_workspaces[OP_COUNT]; // NULL: the backend has no such kernel
+
 // Adds a piece of `bytes` to a workspace of *end bytes and returns where it begins.
 static inline size_t cuda_piece(size_t *end, size_t bytes) {
     size_t at = *end;

@@ -1,0 +1,20 @@
+// See cuda_plan.h.
+#include "kernels/cuda/cuda_plan.h"
+
+static size_t none(const struct op_call *call, bool backward, int threads) {
+    (void)call, (void)backward, (void)threads;
+    return 0;
+}
+
+const workspace_function cuda_workspaces[OP_COUNT] = {
+    [OP_NORM] = none,
+    [OP_ADD_NORM] = none,
+    [OP_LINEAR_GROUP] = cuda_linear_group_workspace,
+    [OP_ADD] = none,
+    [OP_GLU] = none,
+    [OP_ACT] = none,
+    [OP_ROPE] = none,
+    [OP_COPY] = none,
+    [OP_FILL] = none,
+    [OP_KV_WRITE] = none,
+};
