@@ -43,12 +43,13 @@ int cuda_read(struct backend *backend, void *dst, struct tensor src, size_t byte
 int cuda_upload(struct cuda_backend *b, void *dst, const void *src, size_t bytes, struct error *err);
 
 // --- weights (cuda_weights.c)
-int cuda_weights_open(struct cuda_backend *b, struct error *err); // copies all of them; backend_set_weights was called
+// Copies all of them, as many as `budget` bytes hold to stay; backend_set_weights was called.
+int cuda_weights_open(struct cuda_backend *b, size_t budget, struct error *err);
 void cuda_weights_close(struct cuda_backend *b);
 int cuda_weights_acquire(struct backend *backend, int segment, bool ahead, struct error *err);
 int cuda_weights_release(struct backend *backend, int segment, struct error *err);
 // The weight with its bytes and tables on the device; a view of a weight gives a view. `tables` is filled where the
-// format has any. false: not one of the backend's weights (err says which).
+// format has any. Error: not one of the backend's weights, or one of a segment that is not acquired.
 int cuda_weight_on_device(struct cuda_backend *b, const struct weight *w, struct weight *out,
                           struct weight_tables *tables, struct error *err);
 // A resident weight (norm, bias, sinks) as floats on the device; *out = NULL when w is NULL.

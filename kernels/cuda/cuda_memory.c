@@ -8,6 +8,7 @@
 
 enum { BUFFERS = 2 };
 #define BUFFER_BYTES ((size_t)4 << 20)
+#define HEADROOM     ((size_t)256 << 20) // what the driver takes for kernels when they first run
 
 struct cuda_staging {
     uint8_t *buffer[BUFFERS];
@@ -50,11 +51,14 @@ void cuda_memory_close(struct cuda_backend *b) {
 
 int cuda_reserve(struct backend *backend, size_t bytes, struct error *err) {
     struct cuda_backend *b = cuda_self(backend);
-    if (cuda_weights_open(b, err)) return -1;
-    if (bytes == 0) return 0;
-    if (cuda_check(cudaMalloc((void **)&b->gpu.arena, bytes), "the arena of all buffers", err)) return -1;
-    b->arena_bytes = bytes;
-    return CUDA_TRY(cudaMemsetAsync(b->gpu.arena, 0, bytes, b->gpu.stream), err);
+    size_t unused = 0, total = 0;
+    if (bytes) {
+        if (cuda_check(cudaMalloc((void **)&b->gpu.arena, bytes), "the arena of all buffers", err)) return -1;
+        b->arena_bytes = bytes;
+        if (CUDA_TRY(cudaMemsetAsync(b->gpu.arena, 0, bytes, b->gpu.stream), err)) return -1;
+    }
+    if (CUDA_TRY(cudaMemGetInfo(&unused, &total), err)) return -1;
+    return cuda_weights_open(b, unused > HEADROOM ? unused - HEADROOM : 0, err);
 }
 
 int cuda_upload(struct cuda_backend *b, void *dst, const void *src, size_t bytes, struct error *err) {

@@ -2,6 +2,7 @@
 // can be planned where there is none. What lies where in a workspace is decided here as well, once for both.
 #pragma once
 
+#include "kernels/error.h"
 #include "kernels/ops.h"
 
 typedef size_t (*workspace_function)(const struct op_call *call, bool backward, int threads);
@@ -30,3 +31,35 @@ struct linear_space {
 };
 struct linear_space linear_space_of(const struct op_call *call, bool backward);
 size_t cuda_linear_group_workspace(const struct op_call *call, bool backward, int threads);
+
+// --- weights
+
+// Bytes of the host that are copied to the device as one piece, to offset `at` of what their segment has there.
+struct cuda_range {
+    const uint8_t *host;
+    size_t bytes, at;
+    int segment;
+};
+struct cuda_layout {
+    struct cuda_range *ranges; // sorted by host address, apart
+    int n_ranges, n_segments;
+    size_t *bytes;       // of each segment on the device
+    size_t vector_bytes; // of vectors as floats, beside
+};
+int cuda_layout_open(const struct weight *const *weights, int n, int n_segments, struct cuda_layout *out,
+                     struct error *err);
+void cuda_layout_close(struct cuda_layout *layout); // zeroed struct is a no-op
+// Norms, biases and the like, which kernels want as floats; bytes of it as such.
+bool cuda_is_vector(const struct weight *w);
+size_t cuda_vector_bytes(const struct weight *w);
+
+// What of it stays on the device. Layers from streamed_from on pass through slots, two ahead of the one in use.
+enum { CUDA_STREAM_SLOTS = 3 };
+struct cuda_residency {
+    size_t resident, slot, streamed; // bytes: of all that stays, of one slot, of all that passes
+    int slots;                       // 0: nothing is streamed
+    int streamed_from;
+};
+// As much as `budget` bytes hold; more than that only where even slots alone do not fit.
+void cuda_residency_choose(const struct cuda_layout *layout, size_t budget, struct cuda_residency *out);
+bool cuda_streams(const struct cuda_layout *layout, const struct cuda_residency *residency, int segment);

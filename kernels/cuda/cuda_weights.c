@@ -1,19 +1,15 @@
 // Weights on the device: the packed bytes as they are in the file, found again by their address on the host, so that
 // views, tied weights and shared tables need no bookkeeping of their own. Norms, biases and other vectors also as floats.
+// Layers that do not fit lie in pinned host memory as they shall lie on the device, and pass through slots: one copy each,
+// on a stream of its own, beside the products of the layers before.
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_plan.h"
 
 #include "kernels/alloc.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 256 };
-
-struct range {
-    const uint8_t *host;
-    size_t bytes;
-    uint8_t *device;
-};
 struct vector {
     const uint8_t *host;
     size_t bytes;
@@ -21,147 +17,218 @@ struct vector {
     float *device;
 };
 
-struct cuda_weights {
-    struct range *ranges; // sorted by host address, apart
-    int n_ranges;
-    struct vector *vectors; // likewise
-    int n_vectors;
-    uint8_t *bytes; // all of it
-    size_t size;
+struct slot {
+    uint8_t *device;
+    int segment; // -1 = none
+    bool in_use;
+    uint64_t turn; // when it was filled
+    cudaEvent_t loaded, released;
 };
 
-static int by_address(const void *a, const void *b) {
-    const struct range *x = a, *y = b;
-    return x->host < y->host ? -1 : x->host > y->host;
-}
+struct cuda_weights {
+    struct cuda_layout layout;
+    struct cuda_residency residency;
+    uint8_t **segments; // [n_segments] on the device; NULL = streamed
+    uint8_t *resident, *slots;
+    uint8_t *pinned;    // streamed segments, one after another
+    size_t *pinned_at;  // [n_segments]
+    struct slot slot[CUDA_STREAM_SLOTS];
+    uint64_t turn;
+    cudaStream_t copies;
+    struct vector *vectors; // sorted by host address
+    int n_vectors;
+};
 
 static int by_vector(const void *a, const void *b) {
     const struct vector *x = a, *y = b;
     return x->host < y->host ? -1 : x->host > y->host;
 }
 
-static void add_range(struct cuda_weights *s, const uint8_t *host, size_t bytes) {
-    if (host && bytes) s->ranges[s->n_ranges++] = (struct range){.host = host, .bytes = bytes};
-}
-
-// Overlapping ranges become one; then each gets its place.
-static void merge(struct cuda_weights *s) {
-    qsort(s->ranges, (size_t)s->n_ranges, sizeof *s->ranges, by_address);
-    int n = 0;
-    for (int i = 0; i < s->n_ranges; i++) {
-        struct range *last = n ? &s->ranges[n - 1] : NULL, r = s->ranges[i];
-        if (last && r.host < last->host + last->bytes) {
-            size_t end = (size_t)(r.host - last->host) + r.bytes;
-            if (end > last->bytes) last->bytes = end;
-        } else
-            s->ranges[n++] = r;
-    }
-    s->n_ranges = n;
-}
-
-static size_t padded(size_t bytes) {
-    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
-static size_t vector_bytes(const struct weight *w) {
-    return (size_t)(w->rows * w->cols) * sizeof(float);
-}
-
-static bool is_vector(const struct weight *w) {
-    return w->segment == SEGMENT_RESIDENT && !w->tables && !w->transposed && !w->turned_rows;
-}
-
-static int list(struct cuda_backend *b, struct cuda_weights *s, struct error *err) {
-    size_t n = (size_t)b->base.n_weights;
-    s->ranges = mem_zalloc((1 + TABLES) * n + 1, sizeof *s->ranges);
-    s->vectors = mem_zalloc(n + 1, sizeof *s->vectors);
-    if (!s->ranges || !s->vectors) return error_memory(err, "the list of weights", n * sizeof *s->ranges);
-    size_t floats = 0;
-    for (size_t i = 0; i < n; i++) {
-        const struct weight *w = b->base.weights[i];
-        add_range(s, w->data, weight_bytes(w));
-        for (int k = 0; w->tables && k < TABLES; k++) add_range(s, w->tables->table[k].data, w->tables->table[k].bytes);
-        if (!is_vector(w)) continue;
-        s->vectors[s->n_vectors++] = (struct vector){
-            .host = w->data, .bytes = weight_bytes(w), .block = w->format->block, .block_bytes = w->format->block_bytes};
-        floats += padded(vector_bytes(w));
-    }
-    merge(s);
-    s->size = floats;
-    for (int i = 0; i < s->n_ranges; i++) s->size += padded(s->ranges[i].bytes);
-    return 0;
-}
+// --- opening
 
 static int upload_vectors(struct cuda_backend *b, struct cuda_weights *s, uint8_t *at, struct error *err) {
-    int k = 0;
+    s->vectors = mem_zalloc((size_t)b->base.n_weights + 1, sizeof *s->vectors);
+    if (!s->vectors) return error_memory(err, "the list of vectors", (size_t)b->base.n_weights * sizeof *s->vectors);
     for (int i = 0; i < b->base.n_weights; i++) {
         const struct weight *w = b->base.weights[i];
-        if (!is_vector(w)) continue;
-        float *values = mem_alloc(vector_bytes(w) + 1);
-        if (!values) return error_memory(err, w->name, vector_bytes(w));
+        if (!cuda_is_vector(w)) continue;
+        size_t bytes = (size_t)(w->rows * w->cols) * sizeof(float);
+        float *values = mem_alloc(bytes + 1);
+        if (!values) return error_memory(err, w->name, bytes);
         for (int64_t r = 0; r < w->rows; r++) weight_decode(w, r, 0, w->cols, values + r * w->cols);
-        int failed = cuda_upload(b, at, values, vector_bytes(w), err);
+        int failed = cuda_upload(b, at, values, bytes, err);
         mem_free(values);
         if (failed) return -1;
-        s->vectors[k++].device = (float *)at;
-        at += padded(vector_bytes(w));
+        s->vectors[s->n_vectors++] = (struct vector){.host = w->data,
+                                                     .bytes = weight_bytes(w),
+                                                     .block = w->format->block,
+                                                     .block_bytes = w->format->block_bytes,
+                                                     .device = (float *)(void *)at};
+        at += cuda_vector_bytes(w);
     }
     qsort(s->vectors, (size_t)s->n_vectors, sizeof *s->vectors, by_vector);
     return 0;
 }
 
-int cuda_weights_open(struct cuda_backend *b, struct error *err) {
+static int open_slots(struct cuda_backend *b, struct cuda_weights *s, struct error *err) {
+    const struct cuda_residency *r = &s->residency;
+    if (r->slots == 0) return 0;
+    if (cuda_check(cudaMalloc((void **)&s->slots, (size_t)r->slots * r->slot), "slots that layers pass through", err) ||
+        CUDA_TRY(cudaStreamCreateWithFlags(&s->copies, cudaStreamNonBlocking), err))
+        return -1;
+    for (int i = 0; i < r->slots; i++) {
+        s->slot[i] = (struct slot){.device = s->slots + (size_t)i * r->slot, .segment = -1};
+        if (CUDA_TRY(cudaEventCreateWithFlags(&s->slot[i].loaded, cudaEventDisableTiming), err) ||
+            CUDA_TRY(cudaEventCreateWithFlags(&s->slot[i].released, cudaEventDisableTiming), err))
+            return -1;
+    }
+    if (cudaHostAlloc((void **)&s->pinned, r->streamed, cudaHostAllocDefault) != cudaSuccess) {
+        cudaGetLastError();
+        return error_set(err, STATUS_MEMORY,
+                         "the base does not fit into the GPU, and the %.1f GiB of it that would be streamed do not fit "
+                         "into locked host memory (ulimit -l, container limits)",
+                         (double)r->streamed / (1 << 30));
+    }
+    size_t at = 0;
+    for (int i = r->streamed_from; i < s->layout.n_segments; i++) {
+        s->pinned_at[i] = at;
+        if (cuda_streams(&s->layout, r, i)) at += s->layout.bytes[i];
+    }
+    (void)b;
+    return 0;
+}
+
+static int upload_ranges(struct cuda_backend *b, struct cuda_weights *s, struct error *err) {
+    for (int i = 0; i < s->layout.n_ranges; i++) {
+        const struct cuda_range *r = &s->layout.ranges[i];
+        uint8_t *segment = s->segments[r->segment];
+        if (!segment)
+            memcpy(s->pinned + s->pinned_at[r->segment] + r->at, r->host, r->bytes);
+        else if (cuda_upload(b, segment + r->at, r->host, r->bytes, err))
+            return -1;
+    }
+    return 0;
+}
+
+int cuda_weights_open(struct cuda_backend *b, size_t budget, struct error *err) {
     struct cuda_weights *s = b->weights = mem_zalloc(1, sizeof *s);
     if (!s) return error_memory(err, "the list of weights", sizeof *s);
-    if (list(b, s, err)) return -1;
-    if (s->size == 0) return 0;
-    if (cuda_check(cudaMalloc((void **)&s->bytes, s->size), "the base's weights", err)) return -1;
-    uint8_t *at = s->bytes;
-    for (int i = 0; i < s->n_ranges; i++) {
-        struct range *r = &s->ranges[i];
-        r->device = at;
-        if (cuda_upload(b, at, r->host, r->bytes, err)) return -1;
-        at += padded(r->bytes);
+    if (cuda_layout_open(b->base.weights, b->base.n_weights, b->base.n_segments, &s->layout, err)) return -1;
+    size_t n = (size_t)s->layout.n_segments;
+    s->segments = mem_zalloc(n + 1, sizeof *s->segments);
+    s->pinned_at = mem_zalloc(n + 1, sizeof *s->pinned_at);
+    if (!s->segments || !s->pinned_at) return error_memory(err, "the list of segments", n * sizeof *s->segments);
+    cuda_residency_choose(&s->layout, budget, &s->residency);
+    if (s->residency.resident == 0) return 0;
+    if (cuda_check(cudaMalloc((void **)&s->resident, s->residency.resident), "the base's weights", err)) return -1;
+    uint8_t *at = s->resident;
+    for (size_t i = 0; i < n; i++) {
+        if (cuda_streams(&s->layout, &s->residency, (int)i)) continue;
+        s->segments[i] = at;
+        at += s->layout.bytes[i];
     }
-    return upload_vectors(b, s, at, err);
+    return open_slots(b, s, err) || upload_ranges(b, s, err) || upload_vectors(b, s, at, err) ? -1 : 0;
 }
 
 void cuda_weights_close(struct cuda_backend *b) {
     struct cuda_weights *s = b->weights;
     if (!s) return;
-    cudaFree(s->bytes);
-    mem_free(s->ranges);
+    if (s->copies) cudaStreamSynchronize(s->copies);
+    for (int i = 0; i < CUDA_STREAM_SLOTS; i++) {
+        if (s->slot[i].loaded) cudaEventDestroy(s->slot[i].loaded);
+        if (s->slot[i].released) cudaEventDestroy(s->slot[i].released);
+    }
+    if (s->copies) cudaStreamDestroy(s->copies);
+    cudaFreeHost(s->pinned);
+    cudaFree(s->slots);
+    cudaFree(s->resident);
+    mem_free(s->segments);
+    mem_free(s->pinned_at);
     mem_free(s->vectors);
+    cuda_layout_close(&s->layout);
     mem_free(s);
     b->weights = NULL;
 }
 
+// --- slots
+
+static struct slot *slot_of(struct cuda_weights *s, int segment) {
+    for (int i = 0; i < s->residency.slots; i++) {
+        if (s->slot[i].segment == segment) return &s->slot[i];
+    }
+    return NULL;
+}
+
+// The slot that was filled longest ago among those that nobody computes with.
+static struct slot *oldest_slot(struct cuda_weights *s) {
+    struct slot *oldest = NULL;
+    for (int i = 0; i < s->residency.slots; i++) {
+        if (!s->slot[i].in_use && (!oldest || s->slot[i].turn < oldest->turn)) oldest = &s->slot[i];
+    }
+    return oldest;
+}
+
+static int fill(struct cuda_weights *s, int segment, struct slot **out, struct error *err) {
+    struct slot *slot = *out = oldest_slot(s);
+    if (!slot) return error_set(err, STATUS_INTERNAL, "no slot is free for segment %d", segment);
+    // What was computed with the slot's last content must be done before it goes.
+    if (slot->segment >= 0 && CUDA_TRY(cudaStreamWaitEvent(s->copies, slot->released, 0), err)) return -1;
+    slot->segment = segment, slot->turn = ++s->turn;
+    return cuda_check(cudaMemcpyAsync(slot->device, s->pinned + s->pinned_at[segment], s->layout.bytes[segment],
+                                      cudaMemcpyHostToDevice, s->copies),
+                      "streaming a layer", err) ||
+                   CUDA_TRY(cudaEventRecord(slot->loaded, s->copies), err)
+               ? -1
+               : 0;
+}
+
 int cuda_weights_acquire(struct backend *backend, int segment, bool ahead, struct error *err) {
-    (void)backend, (void)segment, (void)ahead, (void)err;
-    return 0;
+    struct cuda_backend *b = cuda_self(backend);
+    struct cuda_weights *s = b->weights;
+    if (!s || !cuda_streams(&s->layout, &s->residency, segment)) return 0;
+    struct slot *slot = slot_of(s, segment);
+    if (!slot && fill(s, segment, &slot, err)) return -1;
+    slot->turn = ++s->turn; // wanted now, or next: not the one to go
+    if (ahead) return 0;
+    slot->in_use = true;
+    return CUDA_TRY(cudaStreamWaitEvent(b->gpu.stream, slot->loaded, 0), err);
 }
 
 int cuda_weights_release(struct backend *backend, int segment, struct error *err) {
-    (void)backend, (void)segment, (void)err;
-    return 0;
+    struct cuda_backend *b = cuda_self(backend);
+    struct cuda_weights *s = b->weights;
+    struct slot *slot = s && cuda_streams(&s->layout, &s->residency, segment) ? slot_of(s, segment) : NULL;
+    if (!slot) return 0;
+    slot->in_use = false;
+    return CUDA_TRY(cudaEventRecord(slot->released, b->gpu.stream), err);
 }
 
-static const uint8_t *on_device(const struct cuda_weights *s, const uint8_t *host) {
-    int low = 0, high = s->n_ranges;
+// --- finding
+
+static const uint8_t *on_device(struct cuda_weights *s, const uint8_t *host) {
+    int low = 0, high = s->layout.n_ranges;
     while (low < high) { // the first range that begins behind it
         int middle = (low + high) / 2;
-        if (s->ranges[middle].host <= host)
+        if (s->layout.ranges[middle].host <= host)
             low = middle + 1;
         else
             high = middle;
     }
     if (low == 0) return NULL;
-    const struct range *r = &s->ranges[low - 1];
-    return host < r->host + r->bytes ? r->device + (host - r->host) : NULL;
+    const struct cuda_range *r = &s->layout.ranges[low - 1];
+    if (host >= r->host + r->bytes) return NULL;
+    const uint8_t *segment = s->segments[r->segment];
+    if (!segment) {
+        const struct slot *slot = slot_of(s, r->segment);
+        if (!slot || !slot->in_use) return NULL; // used while it is not acquired
+        segment = slot->device;
+    }
+    return segment + r->at + (host - r->host);
 }
 
 static int unknown(const struct weight *w, struct error *err) {
-    return error_set(err, STATUS_INTERNAL, "weight %s is not on the GPU", w->name ? w->name : "?");
+    return error_set(err, STATUS_INTERNAL, "weight %s of segment %d is not on the GPU now", w->name ? w->name : "?",
+                     w->segment);
 }
 
 int cuda_weight_on_device(struct cuda_backend *b, const struct weight *w, struct weight *out,
