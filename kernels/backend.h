@@ -32,8 +32,8 @@ struct backend_class {
     int (*weights_release)(struct backend *backend, int segment, struct error *err);
     // The bytes [offset, offset + size) hold nothing any more (tests poison them). May be NULL.
     void (*dead)(struct backend *backend, size_t offset, size_t size);
-    // Bytes allocated by the backend beside the arena (streams, staging), for the plan.
-    size_t (*overhead_bytes)(const struct backend *backend);
+    // Bytes in use of a memory of the device's own. NULL: it has none, and memory_held() (machine.h) tells.
+    size_t (*held_bytes)(const struct backend *backend);
     void (*close)(struct backend *backend); // frees the backend itself
 };
 

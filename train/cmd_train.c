@@ -69,15 +69,16 @@ static void plan_json(const struct trainer *t, const struct forecast *f, struct 
     plan_class_bytes(t->session.device.plan, bytes);
     json_begin_object(&w);
     json_put_key(&w, "peak_bytes");
-    json_put_int(&w, (int64_t)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)));
+    json_put_int(&w, (int64_t)t->memory.peak);
     json_put_key(&w, "classes");
     json_begin_object(&w);
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
         json_put_key(&w, plan_class_name(i));
         json_put_int(&w, (int64_t)bytes[i]);
     }
-    json_put_key(&w, "host");
-    json_put_int(&w, (int64_t)t->session.host_bytes);
+    if (t->memory.gpu) json_put_key(&w, "base"), json_put_int(&w, (int64_t)t->memory.base);
+    json_put_key(&w, t->memory.gpu ? "library" : "host");
+    json_put_int(&w, (int64_t)t->memory.fixed);
     json_end_object(&w);
     json_put_key(&w, "trainable_parameters");
     json_put_int(&w, t->lora.n_params);
@@ -113,6 +114,17 @@ static void put_duration(double seconds, struct text *out) {
         text_printf(out, "about %.1f h", minutes / 60);
 }
 
+static void put_fixed(const struct run_memory *m, struct text *out) {
+    if (!m->gpu) {
+        text_printf(out, "  %-12s %9.1f MiB  (vocabulary, data, program)\n", "host", (double)m->fixed / 1048576);
+        return;
+    }
+    text_printf(out, "  %-12s %9.1f MiB", "base", (double)m->base / 1048576);
+    if (m->streamed)
+        text_printf(out, "  (and %.1f MiB in locked host memory, streamed)", (double)m->streamed / 1048576);
+    text_printf(out, "\n  %-12s %9.1f MiB  (products, driver)\n", "library", (double)m->fixed / 1048576);
+}
+
 static void plan_text(const struct trainer *t, const struct forecast *f, struct text *out) {
     const struct plan *plan = t->session.device.plan;
     const struct model *m = &t->session.model;
@@ -134,9 +146,8 @@ static void plan_text(const struct trainer *t, const struct forecast *f, struct 
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
         if (bytes[i]) text_printf(out, "  %-12s %9.1f MiB\n", plan_class_name(i), (double)bytes[i] / 1048576);
     }
-    text_printf(out, "  %-12s %9.1f MiB  (vocabulary, data, program)\n", "host",
-                (double)t->session.host_bytes / 1048576);
-    text_printf(out, "  %-12s %9.1f MiB\n", "peak", (double)(t->session.host_bytes + plan_arena_bytes(plan)) / 1048576);
+    put_fixed(&t->memory, out);
+    text_printf(out, "  %-12s %9.1f MiB\n", "peak", (double)t->memory.peak / 1048576);
 }
 
 static int plan_shapes(const struct run_config *config, bool json, struct error *err) {
@@ -162,7 +173,8 @@ static int plan_files(const struct run_config *config, bool json, struct error *
     int failed = trainer_prepare(config, &train, t, err);
     if (!failed) {
         t->session.host_bytes = memory_held();
-        failed = plan_seal(t->session.device.plan, err) || forecast_run(t, &forecast, err);
+        failed = plan_seal(t->session.device.plan, err) || run_memory_of(&t->session, &t->memory, err) ||
+                 forecast_run(t, &forecast, err);
     }
     if (!failed) {
         if (json)

@@ -130,10 +130,11 @@ static void put_memory(const struct trainer *t, struct json_writer *w) {
     plan_class_bytes(t->session.device.plan, bytes);
     json_put_key(w, "memory");
     json_begin_object(w);
-    put_int(w, "planned_bytes", (uint64_t)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)));
+    put_int(w, "planned_bytes", t->memory.peak);
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) put_int(w, plan_class_name(i), (uint64_t)bytes[i]);
-    put_int(w, "host", (uint64_t)t->session.host_bytes);
-    put_int(w, "held_bytes", (uint64_t)memory_held());
+    if (t->memory.gpu) put_int(w, "base", t->memory.base), put_int(w, "streamed", t->memory.streamed);
+    put_int(w, t->memory.gpu ? "library" : "host", t->memory.fixed);
+    put_int(w, "held_bytes", run_memory_held(&t->session));
     put_int(w, "peak_resident_bytes", (uint64_t)memory_peak());
     json_end_object(w);
 }
@@ -244,10 +245,11 @@ static void memory_facts(const struct trainer *t, struct facts *f) {
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
         if (bytes[i]) fact(f, plan_class_name(i), "%.1f MiB", (double)bytes[i] / 1048576);
     }
-    fact(f, "vocabulary, data, program", "%.1f MiB", (double)t->session.host_bytes / 1048576);
-    fact(f, "planned", "%.1f MiB",
-         (double)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)) / 1048576);
-    fact(f, "held at the end", "%.1f MiB", (double)memory_held() / 1048576);
+    if (t->memory.gpu) fact(f, "base", "%.1f MiB", (double)t->memory.base / 1048576);
+    fact(f, t->memory.gpu ? "libraries, driver" : "vocabulary, data, program", "%.1f MiB",
+         (double)t->memory.fixed / 1048576);
+    fact(f, "planned", "%.1f MiB", (double)t->memory.peak / 1048576);
+    fact(f, "held at the end", "%.1f MiB", (double)run_memory_held(&t->session) / 1048576);
 }
 
 static int write_report(const struct trainer *t, struct error *err) {

@@ -252,6 +252,11 @@ static int record_once(struct trainer *t, const struct decoder_limits *limits, c
     return t->generates ? generator_record(&t->session.generator, 1, err) : 0;
 }
 
+// What must still be found: what the process holds already is not counted on the CPU.
+static uint64_t needs(const struct run_memory *m) {
+    return m->gpu ? m->peak : m->arena;
+}
+
 static int record(struct trainer *t, struct error *err) {
     int32_t buckets[8], n = loader_buckets(t->loader, buckets);
     struct decoder_limits limits;
@@ -259,11 +264,13 @@ static int record(struct trainer *t, struct error *err) {
     if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
     t->checkpoints_layers = t->config->gradient_checkpointing == CONFIG_TRUE;
     if (record_once(t, &limits, buckets, n, err)) return -1;
-    uint64_t needed = plan_live_bytes(t->session.device.plan), there = memory_available();
-    if (t->config->gradient_checkpointing != CONFIG_AUTO || needed <= there) return 0;
+    if (run_memory_of(&t->session, &t->memory, err)) return -1;
+    uint64_t needed = needs(&t->memory), there = t->memory.there;
+    if (t->config->gradient_checkpointing != CONFIG_AUTO || there == 0 || needed <= there) return 0;
     session_forget(&t->session);
     t->checkpoints_layers = true;
     if (record_once(t, &limits, buckets, n, err)) return -1;
+    if (run_memory_of(&t->session, &t->memory, err)) return -1;
     fprintf(stderr, "gradient_checkpointing: on, without it %.0f MiB are needed and %.0f MiB are there\n",
             (double)needed / 1048576, (double)there / 1048576);
     return 0;
@@ -283,7 +290,7 @@ int trainer_prepare(const struct run_config *config, const struct trainer_option
 
 // What is planned must be there before step 0, not run out after it.
 static int check_memory(struct trainer *t, struct error *err) {
-    uint64_t needed = plan_live_bytes(t->session.device.plan), there = memory_available();
+    uint64_t needed = needs(&t->memory), there = t->memory.gpu ? t->memory.there : memory_available();
     if (needed <= there) return 0;
     return error_set(
         err, STATUS_MEMORY,
@@ -298,7 +305,7 @@ int trainer_start_device(struct trainer *t, struct error *err) {
     if (check_memory(t, err)) return -1;
     bool fresh = !t->config->lora_model_dir;
     if (fresh) trainer_copy_base(t);
-    return session_start(&t->session, err) || attach(t, err) || lora_upload(&t->lora, err) ||
+    return session_start(&t->session, err) || run_memory_of(&t->session, &t->memory, err) || attach(t, err) || lora_upload(&t->lora, err) ||
                    (fresh && lora_start_magnitudes(&t->lora, err))
                ? -1
                : 0;

@@ -85,7 +85,7 @@ static int log_step(struct trainer *t, const struct step_result *r, double lr, i
         .trained_tokens = (int64_t)r->weight,
         .tokens_per_second = (double)tokens / seconds,
         .seconds = seconds,
-        .peak_bytes = memory_held(),
+        .peak_bytes = run_memory_held(&t->session),
         .log = t->state.step % logging_interval(t) == 0 || t->state.step == t->total_steps,
     };
     return runlog_step(&t->log, &line, err);
@@ -243,7 +243,7 @@ static void announce(struct trainer *t) {
     runlog_say(&t->log, "data: %s", text_str(&rows));
     runlog_say(&t->log, "run: %lld steps, %s on %s, %.0f MiB planned", (long long)t->total_steps, t->state.arithmetic,
                backend_describe(t->session.device.backend),
-               (double)(t->session.host_bytes + plan_arena_bytes(t->session.device.plan)) / 1048576);
+               (double)t->memory.peak / 1048576);
     text_free(&rows);
 }
 

@@ -3,6 +3,7 @@
 
 #include "adapters/lora.h"
 #include "train/evaluate.h"
+#include "train/run_memory.h"
 #include "train/runlog.h"
 #include "train/schedule.h"
 #include "train/state.h"
@@ -19,6 +20,7 @@ struct trainer {
     const struct run_config *config;
     struct trainer_options options;
     struct session session;
+    struct run_memory memory;
     struct dataset train, held_out;
     struct adapter adapter;
     struct lora lora;

@@ -159,11 +159,6 @@ static int cpu_weights_release(struct backend *backend, int segment, struct erro
     return 0;
 }
 
-static size_t cpu_overhead(const struct backend *backend) {
-    (void)backend;
-    return sizeof(struct cpu_backend);
-}
-
 static void cpu_close(struct backend *backend) {
     struct cpu_backend *b = self(backend);
     threads_close(b->threads);
@@ -221,7 +216,6 @@ static const struct backend_class cpu_class = {
     .read = cpu_read,
     .weights_acquire = cpu_weights_acquire,
     .weights_release = cpu_weights_release,
-    .overhead_bytes = cpu_overhead,
     .close = cpu_close,
 };
 

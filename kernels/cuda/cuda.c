@@ -27,8 +27,11 @@ static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_KV_WRITE] = {cuda_kv_write, no_backward},
 };
 
-static size_t cuda_overhead(const struct backend *backend) {
-    return ((const struct cuda_backend *)backend)->overhead_bytes;
+// What is in use of the GPU: by us, the driver for us, and others.
+static size_t cuda_held(const struct backend *backend) {
+    size_t unused = 0, total = 0;
+    (void)backend;
+    return cudaMemGetInfo(&unused, &total) == cudaSuccess ? total - unused : 0;
 }
 
 static void cuda_close(struct backend *backend) {
@@ -48,7 +51,7 @@ static const struct backend_class cuda_class = {
     .read = cuda_read,
     .weights_acquire = cuda_weights_acquire,
     .weights_release = cuda_weights_release,
-    .overhead_bytes = cuda_overhead,
+    .held_bytes = cuda_held,
     .close = cuda_close,
 };
 

@@ -16,7 +16,7 @@ struct cuda_backend {
     struct backend_class class;
     struct kernel kernels[OP_COUNT];
     struct gpu gpu;
-    size_t arena_bytes, overhead_bytes; // overhead: what is allocated on the device beside arena and weights
+    size_t arena_bytes;
     struct cuda_staging *staging;
     struct cuda_weights *weights;
     struct cuda_gemm *gemm;

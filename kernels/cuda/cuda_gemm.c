@@ -2,13 +2,13 @@
 // heuristic among those whose sums have a fixed order; answers are kept. cuBLASLt is column-major: a row-major C = A B is
 // its C' = B' A', the same bytes.
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_plan.h"
 
 #include "kernels/alloc.h"
 
 #include <cublasLt.h>
 #include <string.h>
 
-#define WORKSPACE_BYTES ((size_t)32 << 20)
 enum { SLOTS = 1024, MAX_ALIGNMENT = 256 };
 
 // All that an algorithm depends on.
@@ -45,11 +45,10 @@ int cuda_gemm_open(struct cuda_backend *b, struct error *err) {
     struct cuda_gemm *g = b->gemm = mem_zalloc(1, sizeof *g);
     if (!g || !(g->plans = mem_zalloc(SLOTS, sizeof *g->plans)))
         return error_memory(err, "plans of products", SLOTS * sizeof *g->plans);
-    size_t bytes = WORKSPACE_BYTES;
+    size_t bytes = CUDA_GEMM_WORKSPACE;
     uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     if (check(cublasLtCreate(&g->handle), "opening cuBLASLt, for want", NULL, err)) return -1;
     if (cuda_check(cudaMalloc(&g->workspace, bytes), "the workspace of products", err)) return -1;
-    b->overhead_bytes += bytes;
     if (check(cublasLtMatmulPreferenceCreate(&g->preference), "preferences", NULL, err)) return -1;
     return check(cublasLtMatmulPreferenceSetAttribute(g->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
                                                       sizeof bytes),
@@ -176,6 +175,6 @@ int cuda_gemm(struct cuda_backend *b, const struct gemm_product *p, struct error
     struct gemm_plan *plan = find(g, p, err);
     if (!plan) return -1;
     return check(cublasLtMatmul(g->handle, plan->desc, &p->alpha, p->b.p, plan->b, p->a.p, plan->a, &p->beta, p->c,
-                                plan->c, p->c, plan->c, &plan->algo, g->workspace, WORKSPACE_BYTES, b->gpu.stream),
+                                plan->c, p->c, plan->c, &plan->algo, g->workspace, CUDA_GEMM_WORKSPACE, b->gpu.stream),
                  "running", p, err);
 }

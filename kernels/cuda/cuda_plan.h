@@ -5,6 +5,10 @@
 #include "kernels/error.h"
 #include "kernels/ops.h"
 
+// What is taken beside arena and base: by products, by the driver.
+#define CUDA_GEMM_WORKSPACE ((size_t)32 << 20)
+#define CUDA_CONTEXT_BYTES  ((size_t)512 << 20)
+
 typedef size_t (*workspace_function)(const struct op_call *call, bool backward, int threads);
 extern const workspace_function cuda_workspaces[OP_COUNT]; // NULL: the backend has no such kernel
 

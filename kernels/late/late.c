@@ -228,11 +228,6 @@ static int late_read(struct backend *backend, void *dst, struct tensor src, size
     return failed ? -1 : b->cpu->class->read(b->cpu, dst, src, bytes, err);
 }
 
-static size_t late_overhead(const struct backend *backend) {
-    const struct late_backend *b = (const struct late_backend *)backend;
-    return b->cpu->class->overhead_bytes ? b->cpu->class->overhead_bytes(b->cpu) : 0;
-}
-
 static void late_close(struct backend *backend) {
     struct late_backend *b = (struct late_backend *)backend;
     for (size_t i = 0; i < b->count; i++) mem_free(b->events[i].bytes);
@@ -276,7 +271,6 @@ struct backend *backend_open_late(int threads, struct error *err) {
         .weights_acquire = late_acquire,
         .weights_release = late_release,
         .dead = late_dead,
-        .overhead_bytes = late_overhead,
         .close = late_close,
     };
     b->base = (struct backend){.class = &b->class, .threads = b->cpu->threads};

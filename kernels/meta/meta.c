@@ -78,11 +78,6 @@ static int meta_release(struct backend *backend, int segment, struct error *err)
     return 0;
 }
 
-static size_t meta_overhead(const struct backend *backend) {
-    (void)backend;
-    return 0;
-}
-
 static void meta_close(struct backend *backend) {
     mem_free(backend);
 }
@@ -100,7 +95,6 @@ static const struct backend_class meta_class = {
     .read = meta_read,
     .weights_acquire = meta_acquire,
     .weights_release = meta_release,
-    .overhead_bytes = meta_overhead,
     .close = meta_close,
 };
 
