@@ -25,7 +25,7 @@ struct node {
     struct tensor saved[OP_MAX_SAVED];
     union op_params params;
     int segment;
-    bool recompute; // its segment is marked for recomputation
+    bool recompute; // its outputs are computed again in backward: its segment keeps them not
     bool requires_grad;
 };
 
@@ -47,7 +47,7 @@ struct tape {
     struct gradient *grads;
     int n_grads, grad_capacity;
     int segment; // running segment, -1 = none
-    bool recompute;
+    enum tape_keep keep;
 };
 
 struct tape *tape_open(struct device *device, enum dtype dtype, struct error *err) {
@@ -74,7 +74,7 @@ void tape_reset(struct tape *tape, bool gradients) {
     tape->n_values = tape->n_nodes = tape->n_grads = 0;
     tape->gradients = gradients;
     tape->segment = -1;
-    tape->recompute = false;
+    tape->keep = TAPE_KEEP_ALL;
 }
 
 void tape_set_scalars(struct tape *tape, struct tensor scalars) {
@@ -128,8 +128,8 @@ static int enter(struct tape *tape, int segment, int direction, struct error *er
     return 0;
 }
 
-int tape_segment(struct tape *tape, int segment, bool recompute, struct error *err) {
-    tape->recompute = recompute && tape->gradients;
+int tape_segment(struct tape *tape, int segment, enum tape_keep keep, struct error *err) {
+    tape->keep = tape->gradients ? keep : TAPE_KEEP_ALL;
     return enter(tape, segment, 1, err);
 }
 
@@ -159,7 +159,8 @@ int tape_record(struct tape *tape, enum op op, const int *in, int n_in, const un
     assert(info->recorded && n_in <= OP_MAX_IN);
     if (reserve((void **)&tape->nodes, tape->n_nodes, &tape->node_capacity, 1, sizeof *tape->nodes, err)) return -1;
     struct node *node = &tape->nodes[tape->n_nodes];
-    *node = (struct node){.op = op, .params = *params, .segment = tape->segment, .recompute = tape->recompute};
+    *node = (struct node){.op = op, .params = *params, .segment = tape->segment};
+    node->recompute = tape->keep == TAPE_KEEP_NONE || (tape->keep == TAPE_KEEP_ATTENTION && op != OP_ATTENTION);
     struct op_call call = {.op = op, .p = *params, .scalars = tape->scalars};
     bool requires = has_trainable(op, params);
     for (int i = 0; i < OP_MAX_IN; i++) {

@@ -28,8 +28,9 @@ int tape_record(struct tape *tape, enum op op, const int *in, int n_in, const un
                 struct error *err);
 
 // Nodes recorded from here on belong to this weight segment: acquires it (and two ahead), releases the one before.
-// recompute: drop its inner values after forward.
-int tape_segment(struct tape *tape, int segment, bool recompute, struct error *err);
+// `keep`: which of its inner values stay after forward; the others are computed again in backward, with the same bits.
+enum tape_keep { TAPE_KEEP_ALL, TAPE_KEEP_ATTENTION /* what attention gives */, TAPE_KEEP_NONE };
+int tape_segment(struct tape *tape, int segment, enum tape_keep keep, struct error *err);
 int tape_segment_done(struct tape *tape, struct error *err); // releases the running segment
 
 // The block that ops with scalars read (see step_scalars).

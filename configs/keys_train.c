@@ -95,9 +95,10 @@ const struct config_key keys_optimisation[] = {
           .aliases = "noisy_embedding_alpha"),
     ENUM(gradient_checkpointing, checkpointing, "false",
          "Recompute layers in the backward pass instead of keeping them: less memory, same bits, a third more time. "
-         "`auto`: when it does not fit otherwise."),
+         "`auto`: as many of them as memory asks for."),
     NO_EFFECT("gradient_checkpointing_kwargs", KEY_DICT, "", "How another library recomputes."),
-    NOT_YET("selective_checkpointing", KEY_ANY, "", "Recompute all but some operations."),
+    BOOL(selective_checkpointing, "false",
+         "With gradient_checkpointing: what attention gives is kept, so that only the products are computed again."),
     NOT_YET("activation_offloading", KEY_ANY, "false", "Keep activations in host memory."),
     NOT_YET("layer_offloading", KEY_BOOL, "false", "Stream frozen layers from host memory."),
     NOT_YET("auto_find_batch_size", KEY_BOOL, "", "Look for the largest batch that fits."),

@@ -170,6 +170,7 @@ struct run_config {
     double loraplus_lr_ratio;     // learning rate of B over that of A; CONFIG_UNSET = 1
     double loraplus_lr_embedding; // peak of embedding adapters, with loraplus_lr_ratio
     enum config_auto gradient_checkpointing;
+    bool selective_checkpointing;
     enum config_precision precision; // resolved from bf16, fp16, bfloat16, float16, float32
     uint64_t seed;
 

@@ -163,7 +163,7 @@ static int body(struct build *b, int64_t rows) {
     for (int i = 0; i < m->arch.n_ropes; i++) {
         if (input(b, d->rope[i], d->rope[i].rows, &b->rope[i])) return -1;
     }
-    if (tape_segment(d->tape, SEGMENT_EMBED, false, b->err)) return -1;
+    if (tape_segment(d->tape, SEGMENT_EMBED, TAPE_KEEP_ALL, b->err)) return -1;
     union op_params p = {.embed = {.w = m->embed,
                                    .scale = m->arch.embed_scale,
                                    .noise_alpha = b->pass->training ? b->pass->neftune_alpha : 0.0f,
@@ -175,10 +175,13 @@ static int body(struct build *b, int64_t rows) {
     if (first.present && build_norm(b, b->s, &first, &b->y)) return -1;
     for (int l = 0; l < m->arch.layers; l++) {
         struct norm_at next = l + 1 < m->arch.layers ? layer_norm_at(b, l + 1, NORM_ATTENTION) : final_norm_at(b);
-        if (tape_segment(d->tape, SEGMENT_LAYER0 + l, b->pass->checkpoint, b->err)) return -1;
+        enum tape_keep keep = l >= b->pass->checkpoint_layers ? TAPE_KEEP_ALL
+                              : b->pass->keep_attention       ? TAPE_KEEP_ATTENTION
+                                                              : TAPE_KEEP_NONE;
+        if (tape_segment(d->tape, SEGMENT_LAYER0 + l, keep, b->err)) return -1;
         if (build_layer(b, l, &next)) return -1;
     }
-    return tape_segment(d->tape, SEGMENT_LAYER0 + m->arch.layers, false, b->err);
+    return tape_segment(d->tape, SEGMENT_LAYER0 + m->arch.layers, TAPE_KEEP_ALL, b->err);
 }
 
 static int head_params(const struct build *b, int64_t rows, bool fused, union op_params *out) {

@@ -114,7 +114,7 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
         return -1;
     if (plan_end(plan, err)) return -1;
     if (logits && device_write(&r->device, r->decoder.scalars, scalars, sizeof *scalars, err)) return -1;
-    pass.gradients = true, pass.checkpoint = s->checkpoint;
+    pass.gradients = true, pass.checkpoint_layers = s->checkpoint ? r->model.arch.layers : 0;
     if (r->limits.balance) pass.balance = r->model.arch.moe.balance_weight;
     if (plan_begin(plan, "train", err) || device_fill(&r->device, r->lora.grads, 0, err) ||
         decoder_score(&r->decoder, &pass, rows, r->batch.max_seqs, NULL, err) || tape_backward(r->decoder.tape, err) ||

@@ -13,7 +13,8 @@ struct setup {
     const char *cpu; // GRAFT_CPU, NULL = the best
     int threads;
     enum device_kind device;
-    bool checkpoint, packing;
+    int checkpoint_layers;
+    bool keep_attention, packing;
     int micro_batch, accumulate, steps;
     float dropout, neftune;
     enum dtype dtype;
@@ -28,6 +29,8 @@ struct outcome {
     double loss[MAX_STEPS], norm[MAX_STEPS];
     float *params, *grads; // after the last step; gradients of the last step
     int64_t n;
+    size_t arena; // bytes of the plan
+    double flops;
 };
 
 static void outcome_free(struct outcome *o) {
@@ -67,7 +70,8 @@ struct world {
 static int attach(struct world *w, const struct setup *s, struct error *err) {
     struct step_options options = {.accumulate = s->accumulate,
                                    .neftune_alpha = s->neftune,
-                                   .checkpoint = s->checkpoint,
+                                   .checkpoint_layers = s->checkpoint_layers,
+                                   .keep_attention = s->keep_attention,
                                    .max_grad_norm = 1,
                                    .beta1 = 0.9f,
                                    .beta2 = 0.999f,
@@ -167,6 +171,7 @@ static struct outcome run(const struct setup *s) {
     o.ok = make_files() && w && !open_world(w, s, &err) && !train(w, s, &o, &err);
     o.missing = !o.ok && strstr(err.text, "lacks");
     CHECK_MSG(o.ok || o.missing, "cpu %s: %s", s->cpu ? s->cpu : "best", err.text);
+    if (o.ok) o.arena = plan_arena_bytes(w->session.device.plan), o.flops = w->session.device.flops;
     if (w) close_world(w);
     mem_free(w);
     unsetenv("GRAFT_CPU");
@@ -242,7 +247,7 @@ TEST(the_late_backend_gives_the_cpus_bits) {
         s.micro_batch = 2;
         s.accumulate = 2;
         s.dropout = 0.1f;
-        s.checkpoint = checkpoint;
+        s.checkpoint_layers = checkpoint ? 99 : 0;
         struct outcome cpu = run(&s);
         s.device = DEVICE_LATE;
         struct outcome late = run(&s);
@@ -258,11 +263,17 @@ TEST(checkpointing_gives_the_same_bits) {
     s.dropout = 0.2f;
     s.neftune = 5;
     struct outcome kept = run(&s);
-    s.checkpoint = true;
-    struct outcome recomputed = run(&s);
-    check_same_bits(&kept, &recomputed, "gradient checkpointing");
+    double flops = kept.flops; // more and more is computed twice
+    for (int i = 0; i < 3; i++) { // the first layer; all but what attention gives; all
+        s.checkpoint_layers = i == 0 ? 1 : 99, s.keep_attention = i == 1;
+        struct outcome recomputed = run(&s);
+        check_same_bits(&kept, &recomputed, "gradient checkpointing");
+        CHECK_MSG(recomputed.arena < kept.arena, "%zu bytes, %zu with all kept", recomputed.arena, kept.arena);
+        CHECK_MSG(recomputed.flops > flops, "%g FLOP, %g before", recomputed.flops, flops);
+        flops = recomputed.flops;
+        outcome_free(&recomputed);
+    }
     outcome_free(&kept);
-    outcome_free(&recomputed);
 }
 
 TEST(the_split_of_a_batch_does_not_matter) {

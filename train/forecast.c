@@ -107,7 +107,8 @@ int forecast_run(const struct trainer *t, struct forecast *out, struct error *er
     double head = 4.0 * a->width * a->vocab;
     double row = (t->flops_per_token - head * (1 - trained)) / EFFICIENCY;
     double epochs = (double)t->total_steps / (double)t->steps_per_epoch;
-    double forward = t->checkpoints_layers ? FORWARD_SHARE_CHECKPOINTED : FORWARD_SHARE;
+    double part = (double)t->checkpoint_layers / a->layers; // of the layers
+    double forward = part * FORWARD_SHARE_CHECKPOINTED + (1 - part) * FORWARD_SHARE;
     out->tokens_per_second = rate * fill / row;
     out->seconds = (epochs * (double)t->train.tokens + forward * evaluations(t) * (double)t->held_out.tokens) /
                    out->tokens_per_second;

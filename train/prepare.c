@@ -199,7 +199,8 @@ static int attach(struct trainer *t, struct error *err) {
     struct step_options options = {
         .accumulate = (int)c->gradient_accumulation_steps,
         .neftune_alpha = (float)or_default(c->neftune_noise_alpha, 0),
-        .checkpoint = t->checkpoints_layers,
+        .checkpoint_layers = t->checkpoint_layers,
+        .keep_attention = c->selective_checkpointing,
         .max_grad_norm = c->max_grad_norm,
         .beta1 = (float)c->adam_beta1,
         .beta2 = (float)c->adam_beta2,
@@ -257,22 +258,44 @@ static uint64_t needs(const struct run_memory *m) {
     return m->gpu ? m->peak : m->arena;
 }
 
-static int record(struct trainer *t, struct error *err) {
-    int32_t buckets[8], n = loader_buckets(t->loader, buckets);
+struct program {
+    int32_t buckets[8];
+    int n;
     struct decoder_limits limits;
-    if (choose_limits(t, buckets[n - 1], &limits, err)) return -1;
-    if (batch_open(&t->batch, buckets[n - 1], loader_max_seqs(t->loader), err)) return -1;
-    t->checkpoints_layers = t->config->gradient_checkpointing == CONFIG_TRUE;
-    if (record_once(t, &limits, buckets, n, err)) return -1;
-    if (run_memory_of(&t->session, &t->memory, err)) return -1;
+};
+
+// Does the run fit when so many layers are computed again?
+static int try_layers(struct trainer *t, const struct program *p, int layers, bool *fits, struct error *err) {
+    if (t->session.device.plan) session_forget(&t->session);
+    t->checkpoint_layers = layers;
+    if (record_once(t, &p->limits, p->buckets, p->n, err) || run_memory_of(&t->session, &t->memory, err)) return -1;
+    *fits = t->memory.there == 0 || needs(&t->memory) <= t->memory.there;
+    return 0;
+}
+
+// As few layers as memory asks for: each costs a third of its time.
+static int record(struct trainer *t, struct error *err) {
+    struct program p = {.n = 0};
+    p.n = loader_buckets(t->loader, p.buckets);
+    if (choose_limits(t, p.buckets[p.n - 1], &p.limits, err)) return -1;
+    if (batch_open(&t->batch, p.buckets[p.n - 1], loader_max_seqs(t->loader), err)) return -1;
+    bool fits;
+    int none = 0, all = t->session.model.arch.layers; // what does not fit, what may
+    if (try_layers(t, &p, t->config->gradient_checkpointing == CONFIG_TRUE ? all : 0, &fits, err)) return -1;
+    if (t->config->gradient_checkpointing != CONFIG_AUTO || fits) return 0;
     uint64_t needed = needs(&t->memory), there = t->memory.there;
-    if (t->config->gradient_checkpointing != CONFIG_AUTO || there == 0 || needed <= there) return 0;
-    session_forget(&t->session);
-    t->checkpoints_layers = true;
-    if (record_once(t, &limits, buckets, n, err)) return -1;
-    if (run_memory_of(&t->session, &t->memory, err)) return -1;
-    fprintf(stderr, "gradient_checkpointing: on, without it %.0f MiB are needed and %.0f MiB are there\n",
-            (double)needed / 1048576, (double)there / 1048576);
+    while (none + 1 < all) {
+        int middle = (none + all) / 2;
+        if (try_layers(t, &p, middle, &fits, err)) return -1;
+        if (fits)
+            all = middle;
+        else
+            none = middle;
+    }
+    if (t->checkpoint_layers != all && try_layers(t, &p, all, &fits, err)) return -1;
+    fprintf(stderr,
+            "gradient_checkpointing: on for %d of %d layers, without it %.0f MiB are needed and %.0f MiB are there\n",
+            all, t->session.model.arch.layers, (double)needed / 1048576, (double)there / 1048576);
     return 0;
 }
 
@@ -297,7 +320,7 @@ static int check_memory(struct trainer *t, struct error *err) {
         "the run needs %.0f MiB and %.0f MiB are there; nothing was trained; %smicro_batch_size (now %lld) or "
         "sequence_len (now %lld) make it smaller, `graft plan` says by how much",
         (double)needed / 1048576, (double)there / 1048576,
-        t->checkpoints_layers ? "" : "gradient_checkpointing: true, a lower ", (long long)t->config->micro_batch_size,
+        t->checkpoint_layers ? "" : "gradient_checkpointing: true, a lower ", (long long)t->config->micro_batch_size,
         (long long)t->config->sequence_len);
 }
 

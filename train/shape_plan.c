@@ -71,7 +71,8 @@ static int record_step(const struct run_config *c, struct shape_plan *p, bool ch
         .max_rows = (int32_t)p->rows, .max_seqs = (int32_t)p->sequences, .max_positions = (int32_t)c->sequence_len + 1};
     struct step_options options = {.accumulate = (int)c->gradient_accumulation_steps,
                                    .neftune_alpha = (float)fmax(0, c->neftune_noise_alpha),
-                                   .checkpoint = checkpoints,
+                                   .checkpoint_layers = checkpoints ? s->model.arch.layers : 0,
+                                   .keep_attention = c->selective_checkpointing,
                                    .max_grad_norm = c->max_grad_norm,
                                    .lr_ratio_b = (float)(c->loraplus_lr_ratio > 0 ? c->loraplus_lr_ratio : 1)};
     int32_t bucket = (int32_t)p->rows;

@@ -54,7 +54,8 @@ static int program(struct step_engine *e, int32_t rows, int32_t max_seqs, struct
     struct pass pass = {.gradients = true,
                         .training = true,
                         .neftune_alpha = e->options.neftune_alpha,
-                        .checkpoint = e->options.checkpoint,
+                        .checkpoint_layers = e->options.checkpoint_layers,
+                        .keep_attention = e->options.keep_attention,
                         .balance = e->options.balance,
                         .n_spans = 1,
                         .spans = {{0, rows, e->lora->number}}};

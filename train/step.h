@@ -7,7 +7,8 @@
 struct step_options {
     int accumulate;       // micro-batches per step at most
     float neftune_alpha;  // 0 = off
-    bool checkpoint;      // recompute layers in backward
+    int checkpoint_layers; // pass (decoder.h)
+    bool keep_attention;
     double max_grad_norm; // 0 = off
     float beta1, beta2, eps;
     float weight_decay;

@@ -30,7 +30,8 @@ struct trainer {
     struct evaluator evaluator; // only with held-out rows
     struct dataset probe_rows;  // the first few rows, held-out ones if there are: what `graft verify` compares
     struct evaluator probe;
-    bool evaluates, generates, checkpoints_layers;
+    bool evaluates, generates;
+    int checkpoint_layers; // of which the inside is computed again in backward
     struct schedule schedule;
     int64_t total_steps, steps_per_epoch;
     struct train_state state;
