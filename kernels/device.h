@@ -14,7 +14,7 @@ struct nonfinite {
 };
 
 struct op_times {
-    double seconds, flops; // by the host's clock: true only where calls do not return before they are done
+    double seconds, flops; // by the host's clock: every call is waited for
     int64_t calls;
 };
 
