@@ -67,6 +67,8 @@ struct gpu_found {
 };
 // Is there a GPU that backend_open_cuda would open? 0 and what it is, or -1 and why not.
 int backend_find_gpu(struct gpu_found *out, struct error *err);
+// Does this machine have a driver for one? Where it has none, that no GPU is found is no news.
+bool backend_expects_gpu(void);
 
 static inline void backend_set_weights(struct backend *b, const struct weight *const *weights, int n, int n_segments) {
     b->weights = weights, b->n_weights = n, b->n_segments = n_segments;

@@ -73,7 +73,8 @@ static const struct cuda_plugin *plugin_open(struct error *err) {
         return NULL;
     }
     const struct cuda_plugin *plugin = dlsym(handle, CUDA_PLUGIN_SYMBOL);
-    if (!plugin || plugin->abi != CUDA_PLUGIN_ABI || plugin->call_bytes != sizeof(struct op_call) ||
+    if (!plugin || plugin->abi != CUDA_PLUGIN_ABI || plugin->own_bytes != sizeof *plugin ||
+        plugin->call_bytes != sizeof(struct op_call) ||
         plugin->weight_bytes != sizeof(struct weight) || plugin->class_bytes != sizeof(struct backend_class)) {
         error_set(err, STATUS_INTERNAL, "%s is of another version than this program; build both together", path);
         return NULL;
@@ -84,6 +85,10 @@ static const struct cuda_plugin *plugin_open(struct error *err) {
 struct backend *backend_open_cuda(struct error *err) {
     const struct cuda_plugin *plugin = plugin_open(err);
     return plugin ? plugin->open(err) : NULL;
+}
+
+bool backend_expects_gpu(void) {
+    return access("/dev/nvidiactl", F_OK) == 0;
 }
 
 int backend_find_gpu(struct gpu_found *out, struct error *err) {

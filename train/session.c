@@ -22,7 +22,7 @@ int session_device(enum config_device wanted, enum device_kind *out, struct text
         *out = DEVICE_CUDA;
     else if (wanted == CONFIG_DEVICE_CUDA)
         return error_prefix(err, "device: cuda");
-    else
+    else if (backend_expects_gpu())
         text_printf(notice, "device: cpu; %s", why.text);
     return 0;
 }

@@ -120,6 +120,7 @@ static struct backend *open_cuda(struct error *err) {
 extern const struct cuda_plugin graft_cuda_plugin;
 const struct cuda_plugin graft_cuda_plugin = {
     .abi = CUDA_PLUGIN_ABI,
+    .own_bytes = sizeof(struct cuda_plugin),
     .call_bytes = sizeof(struct op_call),
     .weight_bytes = sizeof(struct weight),
     .class_bytes = sizeof(struct backend_class),

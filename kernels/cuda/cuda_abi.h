@@ -8,7 +8,7 @@ enum { CUDA_PLUGIN_ABI = 1 };
 
 struct cuda_plugin {
     int abi;
-    size_t call_bytes, weight_bytes, class_bytes; // of op_call, weight, backend_class: another build of us differs
+    size_t own_bytes, call_bytes, weight_bytes, class_bytes; // of this, op_call, weight, backend_class
     // backend_find_gpu.
     int (*find)(struct gpu_found *out, struct error *err);
     // The first GPU, ready for use; NULL and err when there is none (STATUS_NOINPUT) or it fails.
