@@ -47,7 +47,9 @@ const struct config_key keys_ranks[] = {
     NO_EFFECT("local_rank", KEY_INT, "", "Number of a rank; set by the launcher."),
     NO_EFFECT("device_map", KEY_ANY, "", "Which layer goes to which GPU; see device and fit."),
     NOT_YET("max_memory", KEY_DICT, "", "Memory per device."),
-    NOT_YET("gpu_memory_limit", KEY_ANY, "", "Memory that may be used on a GPU."),
+    STRING(gpu_memory_limit, "",
+           "Memory that may be used on a GPU: `20GiB`, `800MiB`, or a number of GB; layers that then do not fit are "
+           "streamed from host memory. Empty: all that is free."),
     NOT_YET("use_ray", KEY_BOOL, "false", "Start ranks through Ray."),
     NO_EFFECT("ray_run_name", KEY_STRING, "", "As use_ray."),
     NO_EFFECT("ray_num_workers", KEY_INT, "1", "As use_ray."),

@@ -3,6 +3,7 @@
 #include "configs/loader.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 struct resolver {
@@ -38,6 +39,28 @@ static void exclusive(const struct resolver *r, const char *first, const char *s
 
 static void required(const struct resolver *r, const char *name, const char *what) {
     if (!given(r, name)) loader_problem(r->l, NULL, "%s is required: %s", name, what);
+}
+
+// "20GiB", "800 MB", or a number of GB.
+static void check_memory_limit(const struct resolver *r) {
+    static const struct {
+        const char *name;
+        double bytes;
+    } units[] = {{"", 1e9},   {"GB", 1e9}, {"G", 1e9},        {"GiB", 1073741824.0},
+                 {"MB", 1e6}, {"M", 1e6},  {"MiB", 1048576.0}};
+    const char *text = r->c->gpu_memory_limit;
+    if (!text || !*text) return;
+    size_t digits = strspn(text, "0123456789.");
+    char number[32];
+    double value = 0;
+    snprintf(number, sizeof number, "%.*s", (int)(digits < sizeof number ? digits : 0), text);
+    const char *unit = text + digits + strspn(text + digits, " ");
+    for (size_t i = 0; yaml_float(number, &value) && value > 0 && value < 1e9 && i < COUNT_OF(units); i++) {
+        if (strcmp(unit, units[i].name) == 0) r->c->gpu_memory_bytes = (uint64_t)(value * units[i].bytes);
+    }
+    if (r->c->gpu_memory_bytes == 0)
+        loader_problem(r->l, given(r, "gpu_memory_limit"), "gpu_memory_limit: '%s' is no amount; write 20GiB or 800MiB",
+                       text);
 }
 
 static void check_adapter(const struct resolver *r) {
@@ -236,6 +259,7 @@ void config_resolve(struct loader *l, const struct yaml_node *root) {
     struct resolver r = {l, l->out, root};
     required(&r, "base_model", "a GGUF file or a model folder");
     check_adapter(&r);
+    check_memory_limit(&r);
     check_data(&r);
     resolve_sequence(&r);
     resolve_batch(&r);

@@ -205,6 +205,8 @@ struct run_config {
     bool generation_do_sample;
 
     // --- machine
+    const char *gpu_memory_limit;
+    uint64_t gpu_memory_bytes; // what that says; 0 = no limit
     enum config_device device;
     int64_t threads; // 0 = as many as the cgroup grants
 

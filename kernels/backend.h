@@ -41,6 +41,7 @@ struct backend {
     const struct backend_class *class;
     int threads;             // worker threads, part of workspace sizes
     const char *description; // for people; NULL = the class's name
+    uint64_t memory_limit;   // set before reserve: the most of a memory of the device's own that may be used; 0 = all
     // The model's weights, ordered by segment; borrowed, set once by backend_set_weights before the first op.
     const struct weight *const *weights;
     int n_weights, n_segments;

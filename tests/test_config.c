@@ -338,6 +338,21 @@ TEST(batch_and_schedule_rules) {
             "gradient_checkpointing: 'offload' is not in this version yet; use true");
 }
 
+TEST(device_rules) {
+    ACCEPTED("device: cuda\ngpu_memory_limit: 20GiB\n");
+    CHECK_INT(config.device, CONFIG_DEVICE_CUDA);
+    CHECK(config.gpu_memory_bytes == (uint64_t)20 << 30);
+    ACCEPTED("gpu_memory_limit: 16\n");
+    CHECK(config.gpu_memory_bytes == 16000000000);
+    ACCEPTED("gpu_memory_limit: 1.5 MiB\n");
+    CHECK(config.gpu_memory_bytes == 3 << 19);
+    ACCEPTED("");
+    CHECK(config.gpu_memory_bytes == 0);
+    REFUSED("gpu_memory_limit: lots\n", "gpu_memory_limit: 'lots' is no amount; write 20GiB or 800MiB");
+    REFUSED("gpu_memory_limit: 20 parsecs\n", "is no amount");
+    REFUSED("gpu_memory_limit: 0GiB\n", "is no amount");
+}
+
 TEST(precision_rules) {
     static const struct {
         const char *text;
@@ -675,6 +690,6 @@ TEST(failing_allocations) {
 
 TEST_MAIN(CASE(defaults), CASE(required_keys), CASE(unknown_keys), CASE(wrong_types), CASE(ranges),
           CASE(all_problems_at_once), CASE(empty_values_mean_unset), CASE(numbers_in_quotes), CASE(overrides),
-          CASE(adapter_rules), CASE(batch_and_schedule_rules), CASE(precision_rules), CASE(when_to_evaluate_and_save),
+          CASE(adapter_rules), CASE(batch_and_schedule_rules), CASE(device_rules), CASE(precision_rules), CASE(when_to_evaluate_and_save),
           CASE(data_rules), CASE(counts_of_entries), CASE(statuses), CASE(json_config), CASE(effective_text_loads_back),
           CASE(files_of_axolotl_users), CASE(files), CASE(recipes_load), CASE(failing_allocations))

@@ -10,10 +10,11 @@ static int of_gpu(const struct session *s, struct run_memory *m, struct error *e
     struct cuda_residency stays;
     if (backend_find_gpu(&gpu, &why) && why.code != STATUS_NOINPUT) return error_set(err, why.code, "%s", why.text);
     m->fixed = CUDA_CONTEXT_BYTES + CUDA_GEMM_WORKSPACE;
-    m->there = gpu.total;
+    m->there = s->options.gpu_memory && (gpu.total == 0 || s->options.gpu_memory < gpu.total) ? s->options.gpu_memory
+                                                                                              : gpu.total;
     if (cuda_layout_open(s->model.weights, s->model.n_weights, s->model.n_segments, &layout, err)) return -1;
     uint64_t taken = m->arena + m->fixed;
-    cuda_residency_choose(&layout, gpu.total == 0 ? SIZE_MAX : gpu.total > taken ? gpu.total - taken : 0, &stays);
+    cuda_residency_choose(&layout, m->there == 0 ? SIZE_MAX : m->there > taken ? m->there - taken : 0, &stays);
     cuda_layout_close(&layout);
     m->base = stays.resident + (uint64_t)stays.slots * stays.slot;
     m->streamed = stays.streamed;

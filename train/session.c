@@ -45,7 +45,9 @@ enum dtype session_dtype(enum config_precision precision, enum device_kind devic
 
 int session_options_of(const struct run_config *config, struct session_options *out, struct text *notice,
                        struct error *err) {
-    *out = (struct session_options){.base = base_source_of(config), .threads = (int)config->threads};
+    *out = (struct session_options){.base = base_source_of(config),
+                                    .threads = (int)config->threads,
+                                    .gpu_memory = config->gpu_memory_bytes};
     if (session_device(config->device, &out->device, notice, err)) return -1;
     struct text about = {0};
     out->dtype = session_dtype(config->precision, out->device, &about);
@@ -119,6 +121,7 @@ int session_start(struct session *s, struct error *err) {
     close_parts(s);
     struct backend *backend = backend_open(s->options.device, s->threads, err);
     if (!backend) return -1;
+    backend->memory_limit = s->options.gpu_memory;
     s->host_bytes = memory_held();
     if (device_start(&s->device, backend, err)) return -1;
     return open_parts(s, err);

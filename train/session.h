@@ -16,6 +16,7 @@ struct session_options {
     int threads;      // 0 = all
     bool no_weights;  // they are not needed: a base that is a config.json alone will do
     enum device_kind device;
+    uint64_t gpu_memory; // of a GPU, what may be used; 0 = all
 };
 
 struct session {

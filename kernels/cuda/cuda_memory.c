@@ -1,6 +1,7 @@
 // The arena and the way into it and out of it: two pinned buffers, so that the host never waits for a copy it has just
 // enqueued, and pageable memory is read before a call returns.
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_plan.h"
 
 #include "kernels/alloc.h"
 
@@ -58,7 +59,10 @@ int cuda_reserve(struct backend *backend, size_t bytes, struct error *err) {
         if (CUDA_TRY(cudaMemsetAsync(b->gpu.arena, 0, bytes, b->gpu.stream), err)) return -1;
     }
     if (CUDA_TRY(cudaMemGetInfo(&unused, &total), err)) return -1;
-    return cuda_weights_open(b, unused > HEADROOM ? unused - HEADROOM : 0, err);
+    uint64_t limit = backend->memory_limit, used = bytes + CUDA_CONTEXT_BYTES + CUDA_GEMM_WORKSPACE;
+    size_t budget = unused > HEADROOM ? unused - HEADROOM : 0;
+    if (limit && limit < used + budget) budget = limit > used ? (size_t)(limit - used) : 0;
+    return cuda_weights_open(b, budget, err);
 }
 
 int cuda_upload(struct cuda_backend *b, void *dst, const void *src, size_t bytes, struct error *err) {
