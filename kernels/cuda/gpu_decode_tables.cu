@@ -1,0 +1,190 @@
+// See gpu_decode.cuh. Formats with tables beside their codes whose codes lie in rows: NF4, FP4, INT8, FP8, MXFP4. Bits
+// are drawn in quant_tables.c. Factors and tables may lie at any address.
+#include "kernels/cuda/gpu_decode.cuh"
+#include "kernels/cuda/gpu_decode_tables.cuh"
+
+namespace {
+
+struct table_rows { // what all of them have
+    enum { PACKS = 1, WAYS = 2, NUMBERS = 1 };
+    const uint8_t *data, *scales;
+    int64_t cols, first; // of the stored matrix; its row that is the view's first
+    enum number rounded;
+    __device__ __forceinline__ int64_t column(uint32_t unit, int) const { return (int64_t)unit * 8; }
+    __device__ __forceinline__ void round_pack(float v[8]) const {
+        if (rounded != NUMBER_F32)
+            for (int j = 0; j < 8; j++) v[j] = round_to(v[j], rounded);
+    }
+};
+
+// --- NF4 and FP4 of bitsandbytes
+struct nf4_rows : table_rows {
+    struct tables {
+        float value[16], outer[256];
+    };
+    const uint8_t *codes, *outer_codes, *outer_scales;
+    block_divider block, outer_block;
+    float offset;
+
+    __device__ void fill(tables &t) const {
+        if (threadIdx.x < 16) t.value[threadIdx.x] = float_at(codes + 4 * threadIdx.x);
+        for (int i = (int)threadIdx.x; outer_codes && i < 256; i += (int)blockDim.x)
+            t.outer[i] = float_at(outer_codes + 4 * i);
+    }
+    __device__ __forceinline__ float scale(const tables &t, int64_t e) const {
+        int64_t b = block(e);
+        if (!outer_codes) return float_at(scales + 4 * b);
+        return t.outer[byte_at(scales + b)] * float_at(outer_scales + 4 * outer_block(b)) + offset;
+    }
+    __device__ __forceinline__ float element(const tables &t, int64_t e) const {
+        uint32_t byte = byte_at(data + e / 2);
+        return round_to(t.value[e % 2 ? byte & 15 : byte >> 4] * scale(t, e), rounded);
+    }
+    __device__ __forceinline__ float number(const tables &t, int64_t row, int64_t col) const {
+        return element(t, (first + row) * cols + col);
+    }
+    __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
+        int64_t e = (first + row) * cols + (int64_t)unit * 8;
+        if (e % 8) { // may lie in two blocks, and begin in the middle of a byte
+            for (int j = 0; j < 8; j++) v[0][j] = element(t, e + j);
+            return;
+        }
+        uint32_t x = word_at(data + e / 2);
+        float d = scale(t, e);
+        for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> (8 * (j / 2) + 4 - j % 2 * 4) & 15] * d;
+        round_pack(v[0]);
+    }
+};
+
+// --- LLM.int8 of bitsandbytes
+struct int8_rows : table_rows {
+    typedef no_tables tables;
+    static constexpr float INVERSE = (float)(1.0 / 127.0);
+    __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
+        float q = code_value(byte_at(data + (first + row) * cols + col) ^ 0x80, 128);
+        return round_to(q * float_at(scales + 4 * (first + row)) * INVERSE, rounded);
+    }
+    __device__ __forceinline__ void decode(const tables &, int64_t row, uint32_t unit, float v[1][8]) const {
+        words<8> x = load<8>(data + (first + row) * cols + (int64_t)unit * 8);
+        put_signed(v[0], x, float_at(scales + 4 * (first + row)));
+        for (int j = 0; j < 8; j++) v[0][j] *= INVERSE;
+        round_pack(v[0]);
+    }
+};
+
+// --- FP8: the bits of a byte in an f32 make a number that is a power of two too small, below the normal range as well.
+template <bool E5M2> struct fp8_rows : table_rows {
+    typedef no_tables tables;
+    block_divider block_row, block_col;
+    int64_t scale_ld;
+    enum number scale_type;
+    bool packs; // eight neighbours have one factor
+
+    static __device__ __forceinline__ float value(uint32_t word, int j) { // of byte j
+        int32_t top = (int32_t)(word << (24 - 8 * j));
+        float x;
+        if constexpr (E5M2) {
+            x = __uint_as_float((uint32_t)(top >> 3) & 0x8FE00000u) * 0x1p112f;
+            if ((top & 0x7C000000) == 0x7C000000) x = __uint_as_float(__float_as_uint(x) | 0x7F800000u);
+        } else {
+            x = __uint_as_float((uint32_t)(top >> 4) & 0x87F00000u) * 0x1p120f;
+            if ((top & 0x7F000000) == 0x7F000000) x = __uint_as_float(0x7FC00000u);
+        }
+        return x;
+    }
+    __device__ __forceinline__ float scale(int64_t row, int64_t col) const {
+        return scales ? number_at(scales, scale_type, block_row(row) * scale_ld + block_col(col)) : 1.0f;
+    }
+    __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
+        row += first;
+        return round_to(value(byte_at(data + row * cols + col), 0) * scale(row, col), rounded);
+    }
+    __device__ __forceinline__ void decode(const tables &, int64_t row, uint32_t unit, float v[1][8]) const {
+        row += first;
+        words<8> x = load<8>(data + row * cols + (int64_t)unit * 8);
+        float d = scale(row, (int64_t)unit * 8);
+        for (int j = 0; j < 8; j++) {
+            if (!packs) d = scale(row, (int64_t)unit * 8 + j);
+            v[0][j] = value(x.w[j / 4], j % 4) * d;
+        }
+        round_pack(v[0]);
+    }
+};
+
+// --- MXFP4 in consecutive pairs
+struct mxfp4_rows : table_rows {
+    struct tables {
+        float value[16];
+    };
+    int64_t row_step, scale_ld;
+
+    __device__ void fill(tables &t) const { // s e e m: 0 0.5 1 1.5 2 3 4 6, as the bits of an f32
+        uint32_t code = threadIdx.x;
+        if (code < 16) t.value[code] = __uint_as_float((code & 7) << 22 | (code >> 3) << 31) * 0x1p126f;
+    }
+    __device__ __forceinline__ float scale(int64_t row, int64_t col) const {
+        return number_at(scales + row * scale_ld, NUMBER_E8M0, col / 32);
+    }
+    __device__ __forceinline__ const uint8_t *codes(int64_t row) const { return data + row * row_step * (cols / 2); }
+    __device__ __forceinline__ float number(const tables &t, int64_t row, int64_t col) const {
+        row += first;
+        uint32_t byte = byte_at(codes(row) + col / 2);
+        return round_to(t.value[col % 2 ? byte >> 4 : byte & 15] * scale(row, col), rounded);
+    }
+    __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
+        row += first;
+        uint32_t x = word_at(codes(row) + (int64_t)unit * 4);
+        float d = scale(row, (int64_t)unit * 8);
+        for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> 4 * j & 15] * d;
+        round_pack(v[0]);
+    }
+};
+
+template <class F> F rows_of(const decode_call &c) {
+    const struct weight_tables *t = c.w->tables;
+    F f = {};
+    f.data = c.w->data, f.scales = t->table[TABLE_SCALES].data;
+    f.cols = t->cols, f.first = c.w->first_row;
+    f.rounded = rounding_of(c);
+    return f;
+}
+
+void decode_nf4(const struct gpu *g, const decode_call &c) {
+    const struct weight_tables *t = c.w->tables;
+    nf4_rows f = rows_of<nf4_rows>(c);
+    f.codes = t->table[TABLE_CODES].data;
+    f.outer_codes = t->table[TABLE_OUTER_CODES].data, f.outer_scales = t->table[TABLE_OUTER_SCALES].data;
+    f.block = block_divider_of(t->block_cols, INT64_MAX);
+    f.outer_block = block_divider_of(t->scale_block ? t->scale_block : 1, INT64_MAX);
+    f.offset = t->offset;
+    launch_rows(g, c, f);
+}
+
+template <bool E5M2> void decode_fp8(const struct gpu *g, const decode_call &c) {
+    const struct weight_tables *t = c.w->tables;
+    fp8_rows<E5M2> f = rows_of<fp8_rows<E5M2>>(c);
+    int64_t rows = t->block_rows ? t->block_rows : 1, cols = t->block_cols ? t->block_cols : 1;
+    f.block_row = block_divider_of(rows, t->rows - 1), f.block_col = block_divider_of(cols, t->cols - 1);
+    f.scale_ld = t->scale_ld, f.scale_type = t->scale_type;
+    f.packs = !f.scales || cols % 8 == 0 || cols >= t->cols;
+    launch_rows(g, c, f);
+}
+} // namespace
+
+void decode_tables(const struct gpu *g, const decode_call &call) {
+    const struct weight_tables *t = call.w->tables;
+    switch (call.w->format->id) {
+    case QUANT_NF4:
+    case QUANT_FP4: decode_nf4(g, call); break;
+    case QUANT_INT8: launch_rows(g, call, rows_of<int8_rows>(call)); break;
+    case QUANT_FP8_E4M3: decode_fp8<false>(g, call); break;
+    case QUANT_FP8_E5M2: decode_fp8<true>(g, call); break;
+    case QUANT_MXFP4_PAIRS: {
+        mxfp4_rows f = rows_of<mxfp4_rows>(call);
+        f.row_step = t->row_step, f.scale_ld = t->scale_ld;
+        launch_rows(g, call, f);
+        break;
+    }
+    default: assert(!"a format of another family");
+    }
+}

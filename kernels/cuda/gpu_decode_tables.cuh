@@ -1,0 +1,21 @@
+// What the decoders of formats with tables share. See gpu_decode.cuh.
+#pragma once
+
+#include "kernels/cuda/gpu_decode.cuh"
+
+namespace {
+__device__ __forceinline__ float e8m0(uint32_t byte) { // 2^(byte - 127); 255 is NaN
+    return __uint_as_float(byte == 255 ? 0x7FC00000u : byte ? byte << 23 : 0x00400000u);
+}
+__device__ __forceinline__ float number_at(const uint8_t *data, enum number type, int64_t i) {
+    if (type == NUMBER_F32) return float_at(data + 4 * i);
+    if (type == NUMBER_E8M0) return e8m0(byte_at(data + i));
+    uint32_t x = half_at(data + 2 * i);
+    return type == NUMBER_F16 ? half_value(x) : __uint_as_float(x << 16);
+}
+// What values are rounded to before they are stored; the store's own rounding to bf16 need not be done twice.
+inline enum number rounding_of(const decode_call &c) {
+    enum number rounded = c.w->tables->rounded;
+    return rounded == NUMBER_BF16 && c.dtype == DTYPE_BF16 ? NUMBER_F32 : rounded;
+}
+} // namespace
