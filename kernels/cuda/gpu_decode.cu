@@ -15,32 +15,34 @@ template <class N> struct plain_rows { // N: BYTES, at(p), eight(p, v)
     __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
         return N::at(data + row * stride + col * N::BYTES);
     }
+    bool aligned() const { return ((uintptr_t)data | (uintptr_t)stride) % 16 == 0; }
+    template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &, int64_t row, uint32_t unit, float v[1][8]) const {
-        N::eight(data + row * stride + (int64_t)unit * (8 * N::BYTES), v[0]);
+        N::template eight<ALIGNED ? 16 : 1>(data + row * stride + (int64_t)unit * (8 * N::BYTES), v[0]);
     }
 };
 struct f32_numbers {
     enum { BYTES = 4 };
-    static __device__ __forceinline__ float at(const uint8_t *p) { return float_at(p); }
-    static __device__ __forceinline__ void eight(const uint8_t *p, float v[8]) {
-        words<16> x[2] = {load<16>(p), load<16>(p + 16)};
-        for (int j = 0; j < 8; j++) v[j] = __uint_as_float(x[j / 4].w[j % 4]);
+    static __device__ __forceinline__ float at(const uint8_t *p) { return float_at<1>(p); }
+    template <int A> static __device__ __forceinline__ void eight(const uint8_t *p, float v[8]) {
+        words<16> x[2] = {load<16, A>(p), load<16, A>(p + 16)};
+        UNROLL for (int j = 0; j < 8; j++) v[j] = __uint_as_float(x[j / 4].w[j % 4]);
     }
 };
 struct f16_numbers {
     enum { BYTES = 2 };
-    static __device__ __forceinline__ float at(const uint8_t *p) { return half_scale(p); }
-    static __device__ __forceinline__ void eight(const uint8_t *p, float v[8]) {
-        words<16> x = load<16>(p);
-        for (int j = 0; j < 8; j++) v[j] = half_value(x.w[j / 2] >> 16 * (j % 2) & 0xFFFF);
+    static __device__ __forceinline__ float at(const uint8_t *p) { return half_scale<1>(p); }
+    template <int A> static __device__ __forceinline__ void eight(const uint8_t *p, float v[8]) {
+        words<16> x = load<16, A>(p);
+        UNROLL for (int j = 0; j < 8; j++) v[j] = half_value(x.w[j / 2] >> 16 * (j % 2) & 0xFFFF);
     }
 };
 struct bf16_numbers {
     enum { BYTES = 2 };
-    static __device__ __forceinline__ float at(const uint8_t *p) { return __uint_as_float(half_at(p) << 16); }
-    static __device__ __forceinline__ void eight(const uint8_t *p, float v[8]) {
-        words<16> x = load<16>(p);
-        for (int j = 0; j < 8; j++) v[j] = __uint_as_float(j % 2 ? x.w[j / 2] & 0xFFFF0000u : x.w[j / 2] << 16);
+    static __device__ __forceinline__ float at(const uint8_t *p) { return __uint_as_float(half_at<1>(p) << 16); }
+    template <int A> static __device__ __forceinline__ void eight(const uint8_t *p, float v[8]) {
+        words<16> x = load<16, A>(p);
+        UNROLL for (int j = 0; j < 8; j++) v[j] = __uint_as_float(j % 2 ? x.w[j / 2] & 0xFFFF0000u : x.w[j / 2] << 16);
     }
 };
 
@@ -51,17 +53,19 @@ template <int BYTES_, class TABLES = no_tables> struct nibble_block {
 };
 
 struct q4_0 : nibble_block<18> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const no_tables &, const uint8_t *b, int, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 2 + at);
-        float d = half_scale(b);
+        words<8> x = load<8, alignment_at(A, 2)>(b + 2 + at);
+        float d = half_scale<A>(b);
         put_scaled(v[0], low_nibbles(x), 8, d);
         put_scaled(v[1], high_nibbles(x), 8, d);
     }
 };
 struct q4_1 : nibble_block<20> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const no_tables &, const uint8_t *b, int, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 4 + at);
-        uint32_t both = word_at(b);
+        words<8> x = load<8, alignment_at(A, 4)>(b + 4 + at);
+        uint32_t both = word_at<A>(b);
         float d = half_value(both & 0xFFFF), m = half_value(both >> 16);
         put_above(v[0], low_nibbles(x), d, m);
         put_above(v[1], high_nibbles(x), d, m);
@@ -73,18 +77,20 @@ __device__ __forceinline__ words<8> with_fifth_bits(words<8> nibbles, uint32_t q
     return {{nibbles.w[0] | spread_bits(bits) << 4, nibbles.w[1] | spread_bits(bits >> 4) << 4}};
 }
 struct q5_0 : nibble_block<22> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const no_tables &, const uint8_t *b, int, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 6 + at);
-        uint32_t qh = word_at(b + 2);
-        float d = half_scale(b);
+        words<8> x = load<8, alignment_at(A, 6)>(b + 6 + at);
+        uint32_t qh = word_at<alignment_at(A, 2)>(b + 2);
+        float d = half_scale<A>(b);
         put_scaled(v[0], with_fifth_bits(low_nibbles(x), qh, at), 16, d);
         put_scaled(v[1], with_fifth_bits(high_nibbles(x), qh, at + 16), 16, d);
     }
 };
 struct q5_1 : nibble_block<24> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const no_tables &, const uint8_t *b, int, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 8 + at);
-        uint32_t both = word_at(b), qh = word_at(b + 4);
+        words<8> x = load<8, alignment_at(A, 8)>(b + 8 + at);
+        uint32_t both = word_at<A>(b), qh = word_at<alignment_at(A, 4)>(b + 4);
         float d = half_value(both & 0xFFFF), m = half_value(both >> 16);
         put_above(v[0], with_fifth_bits(low_nibbles(x), qh, at), d, m);
         put_above(v[1], with_fifth_bits(high_nibbles(x), qh, at + 16), d, m);
@@ -93,8 +99,9 @@ struct q5_1 : nibble_block<24> {
 struct q8_0 {
     enum { BLOCK = 32, BYTES = 34, PACKS = 1, GAP = 32, WAYS = 2 };
     typedef no_tables tables;
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int, int at, float v[1][8]) {
-        put_signed(v[0], load<8>(b + 2 + at), half_scale(b));
+        put_signed(v[0], load<8, alignment_at(A, 2)>(b + 2 + at), half_scale<A>(b));
     }
 };
 
@@ -110,13 +117,14 @@ __device__ __forceinline__ void fill_fp4(fp4_table &t) {
     t.value[code] = (float)(code < 8 ? twice : -twice);
 }
 __device__ __forceinline__ void put_listed(float v[8], const float value[16], words<8> nibbles, float scale) {
-    for (int j = 0; j < 8; j++) v[j] = value[nibbles.w[j / 4] >> 8 * (j % 4) & 15] * scale;
+    UNROLL for (int j = 0; j < 8; j++) v[j] = value[nibbles.w[j / 4] >> 8 * (j % 4) & 15] * scale;
 }
 
 struct mxfp4 : nibble_block<17, fp4_table> {
     static __device__ void fill(fp4_table &t) { fill_fp4(t); }
+    template <int A>
     static __device__ __forceinline__ void unpack(const fp4_table &t, const uint8_t *b, int, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 1 + at);
+        words<8> x = load<8, alignment_at(A, 1)>(b + 1 + at);
         uint32_t e = byte_at(b);
         float d = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
         put_listed(v[0], t.value, low_nibbles(x), d);
@@ -127,8 +135,9 @@ struct nvfp4 {
     enum { BLOCK = 64, BYTES = 36, PACKS = 2, GAP = 8, WAYS = 1 };
     typedef fp4_table tables;
     static __device__ void fill(tables &t) { fill_fp4(t); }
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &t, const uint8_t *b, int sub, int, float v[2][8]) {
-        words<8> x = load<8>(b + 4 + 8 * sub);
+        words<8> x = load<8, alignment_at(A, 4)>(b + 4 + 8 * sub);
         uint32_t code = byte_at(b + sub);
         // Half of an E4M3 without sign: its bits in an f32 make it 2^119 times too small.
         float d = code == 0x7F ? 0.0f : __uint_as_float((code & 0x7F) << 20) * 0x1p119f;
@@ -139,18 +148,20 @@ struct nvfp4 {
 struct q1_0 {
     enum { BLOCK = 128, BYTES = 18, PACKS = 1, GAP = 128, WAYS = 2 };
     typedef no_tables tables;
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int, int at, float v[1][8]) {
         uint32_t bits = byte_at(b + 2 + at / 8);
-        float d = half_scale(b);
-        for (int j = 0; j < 8; j++) v[0][j] = bits >> j & 1 ? d : -d;
+        float d = half_scale<A>(b);
+        UNROLL for (int j = 0; j < 8; j++) v[0][j] = bits >> j & 1 ? d : -d;
     }
 };
 struct q2_0 {
     enum { BLOCK = 64, BYTES = 18, PACKS = 1, GAP = 64, WAYS = 2 };
     typedef no_tables tables;
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int, int at, float v[1][8]) {
-        uint32_t x = half_at(b + 2 + at / 4);
-        put_scaled(v[0], {{spread_pairs(x & 255), spread_pairs(x >> 8)}}, 1, half_scale(b));
+        uint32_t x = half_at<alignment_at(A, 2)>(b + 2 + at / 4);
+        put_scaled(v[0], {{spread_pairs(x & 255), spread_pairs(x >> 8)}}, 1, half_scale<A>(b));
     }
 };
 

@@ -14,7 +14,9 @@
 //   PACKS, WAYS         see above
 //   NUMBERS             any count of columns; the last unit of a row may be cut short
 //   tables, fill(t)     what it wants in shared memory, filled by all threads of a block
-//   decode(t, row, unit, v)  unit of a stored row to PACKS x 8 values
+//   aligned()           do its bytes lie so that the widest loads can be used?
+//   decode<ALIGNED>(t, row, unit, v)  unit of a stored row to PACKS x 8 values
+//   number(t, row, col) one value, for units cut short
 //   column(unit, pack)  first column of a pack
 #pragma once
 
@@ -45,43 +47,54 @@ void decode_columns(const struct gpu *g, const struct decode_call &call);      /
 
 namespace {
 
-// --- loads. All at any address; nothing is read but words that hold a wanted byte.
+#if defined(__CUDACC__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+
+// --- loads at addresses that are multiples of A. Nothing is read but words that hold a wanted byte, and there are no
+// branches, so that all loads of a unit are on their way before the first is waited for.
+__host__ __device__ constexpr int alignment_of(int bytes) {
+    return bytes & -bytes & 31 ? (bytes & -bytes) : 16;
+} // at most 16
+__host__ __device__ constexpr int alignment_at(int a, int offset) {
+    return offset % a ? alignment_of(offset) : a;
+}
+
 template <int N> struct words { uint32_t w[N / 4]; };
-template <int N> __device__ __forceinline__ words<N> load(const uint8_t *p) { // N bytes, 4, 8 or 16
+template <int N, int A> __device__ __forceinline__ words<N> load(const uint8_t *p) { // N bytes, 4, 8 or 16
     words<N> x;
-    if constexpr (N == 16) {
-        if ((uintptr_t)p % 16 == 0) {
-            uint4 y = __ldg((const uint4 *)p);
-            return {{y.x, y.y, y.z, y.w}};
-        }
+    if constexpr (N == 16 && A >= 16) {
+        uint4 y = __ldg((const uint4 *)p);
+        return {{y.x, y.y, y.z, y.w}};
+    } else if constexpr (N == 8 && A >= 8) {
+        uint2 y = __ldg((const uint2 *)p);
+        return {{y.x, y.y}};
+    } else {
+        unsigned off = A >= 4 ? 0 : (unsigned)((uintptr_t)p % 4);
+        const uint32_t *at = (const uint32_t *)(p - off);
+        uint32_t y[N / 4 + 1];
+        UNROLL for (int i = 0; i < N / 4; i++) y[i] = __ldg(at + i);
+        y[N / 4] = off ? __ldg(at + N / 4) : 0;
+        UNROLL for (int i = 0; i < N / 4; i++) x.w[i] = (uint32_t)(((uint64_t)y[i + 1] << 32 | y[i]) >> (8 * off));
+        return x;
     }
-    if constexpr (N == 8) {
-        if ((uintptr_t)p % 8 == 0) {
-            uint2 y = __ldg((const uint2 *)p);
-            return {{y.x, y.y}};
-        }
-    }
-    unsigned off = (unsigned)((uintptr_t)p % 4);
-    const uint32_t *at = (const uint32_t *)(p - off);
-    uint32_t low = __ldg(at);
-    for (int i = 0; i < N / 4; i++) {
-        uint32_t high = i + 1 < N / 4 || off ? __ldg(at + i + 1) : 0;
-        x.w[i] = (uint32_t)(((uint64_t)high << 32 | low) >> (8 * off));
-        low = high;
-    }
-    return x;
 }
-__device__ __forceinline__ uint32_t word_at(const uint8_t *p) {
-    return load<4>(p).w[0];
+template <int A> __device__ __forceinline__ uint32_t word_at(const uint8_t *p) {
+    return load<4, A>(p).w[0];
 }
-__device__ __forceinline__ float float_at(const uint8_t *p) {
-    return __uint_as_float(word_at(p));
+template <int A> __device__ __forceinline__ float float_at(const uint8_t *p) {
+    return __uint_as_float(word_at<A>(p));
 }
 __device__ __forceinline__ uint32_t byte_at(const uint8_t *p) {
     return __ldg(p);
 }
-__device__ __forceinline__ uint32_t half_at(const uint8_t *p) { // 16 bits
-    return (uintptr_t)p % 2 ? byte_at(p) | byte_at(p + 1) << 8 : __ldg((const uint16_t *)p);
+template <int A> __device__ __forceinline__ uint32_t half_at(const uint8_t *p) { // 16 bits
+    if constexpr (A >= 2)
+        return __ldg((const uint16_t *)p);
+    else
+        return byte_at(p) | byte_at(p + 1) << 8;
 }
 
 // --- numbers
@@ -92,8 +105,8 @@ __device__ __forceinline__ float half_value(uint32_t bits) {
     return (float)std::bit_cast<_Float16>((uint16_t)bits);
 #endif
 }
-__device__ __forceinline__ float half_scale(const uint8_t *p) {
-    return half_value(half_at(p));
+template <int A> __device__ __forceinline__ float half_scale(const uint8_t *p) {
+    return half_value(half_at<A>(p));
 }
 __device__ __forceinline__ float rounded_to_half(float x) {
 #if defined(__CUDACC__)
@@ -135,14 +148,14 @@ __device__ __forceinline__ words<8> high_nibbles(words<8> x) {
 }
 // Eight codes, a byte each: (code - less) * scale, and code * scale + min.
 __device__ __forceinline__ void put_scaled(float v[8], words<8> codes, float less, float scale) {
-    for (int j = 0; j < 8; j++) v[j] = byte_value(codes.w[j / 4], j % 4, less) * scale;
+    UNROLL for (int j = 0; j < 8; j++) v[j] = byte_value(codes.w[j / 4], j % 4, less) * scale;
 }
 __device__ __forceinline__ void put_above(float v[8], words<8> codes, float scale, float min) {
-    for (int j = 0; j < 8; j++) v[j] = byte_value(codes.w[j / 4], j % 4, 0) * scale + min;
+    UNROLL for (int j = 0; j < 8; j++) v[j] = byte_value(codes.w[j / 4], j % 4, 0) * scale + min;
 }
 // Signed bytes.
 __device__ __forceinline__ void put_signed(float v[8], words<8> x, float scale) {
-    for (int j = 0; j < 8; j++) v[j] = byte_value(x.w[j / 4] ^ 0x80808080u, j % 4, 128) * scale;
+    UNROLL for (int j = 0; j < 8; j++) v[j] = byte_value(x.w[j / 4] ^ 0x80808080u, j % 4, 128) * scale;
 }
 
 // --- stores
@@ -160,14 +173,14 @@ __device__ __forceinline__ void store_pack(bf16 *p, const float v[8], bool wide)
         *(uint4 *)p =
             make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7]));
     } else
-        for (int j = 0; j < 8; j++) p[j] = from_float<bf16>(v[j]);
+        UNROLL for (int j = 0; j < 8; j++) p[j] = from_float<bf16>(v[j]);
 }
 __device__ __forceinline__ void store_pack(float *p, const float v[8], bool wide) {
     if (wide) {
         *(float4 *)p = make_float4(v[0], v[1], v[2], v[3]);
         *(float4 *)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
     } else
-        for (int j = 0; j < 8; j++) p[j] = v[j];
+        UNROLL for (int j = 0; j < 8; j++) p[j] = v[j];
 }
 __device__ __forceinline__ void store_number(void *out, int64_t at, float x, bool narrow) {
     if (narrow)
@@ -192,13 +205,18 @@ inline units_divider units_divider_of(uint32_t d) { // factor = 2^shift / d, rou
 struct block_divider { // of any n >= 0; block sizes are powers of two as a rule
     int64_t d;
     int shift; // -1: d is none
-    __device__ __forceinline__ int64_t operator()(int64_t n) const { return shift >= 0 ? n >> shift : n / d; }
+    units_divider small;
+    __device__ __forceinline__ int64_t operator()(int64_t n) const {
+        if (shift >= 0) return n >> shift;
+        return n >> 31 ? n / d : (int64_t)small((uint32_t)n);
+    }
 };
 inline block_divider block_divider_of(int64_t d, int64_t largest) { // of n <= largest
-    if (d > largest) return {d, 62};
+    if (d > largest) return {d, 62, {}};
     int shift = 0;
     while ((int64_t)1 << shift < d) shift++;
-    return {d, (int64_t)1 << shift == d ? shift : -1};
+    if ((int64_t)1 << shift != d) shift = -1;
+    return {d, shift, d >> 31 ? units_divider{0, 0, 0} : units_divider_of((uint32_t)d)}; // n < 2^31 <= d: 0
 }
 
 // --- rows of which units lie side by side
@@ -210,6 +228,7 @@ struct rows_args {
     units_divider units; // of a row
     uint32_t total;      // units
     int per;             // how often a block goes on to the next units
+    bool plain;          // rows in order, whole units
     bool wide, narrow;   // narrow: bf16 (where it is not known from the kernel)
 };
 // The stored row for row r of the output; -1: there is none.
@@ -219,8 +238,7 @@ __device__ __forceinline__ int64_t source_row(const rows_args &a, int64_t r) {
     return id >= 0 && id < a.table_rows ? a.row + id : -1;
 }
 template <int PACKS> __device__ __forceinline__ void fill_nan(float v[PACKS][8]) {
-    for (int p = 0; p < PACKS; p++)
-        for (int j = 0; j < 8; j++) v[p][j] = __uint_as_float(0x7FC00000u);
+    UNROLL for (int p = 0; p < PACKS; p++) UNROLL for (int j = 0; j < 8; j++) v[p][j] = __uint_as_float(0x7FC00000u);
 }
 
 enum { THREADS = 256, FEW_THREADS = 64 };
@@ -230,36 +248,50 @@ constexpr int64_t UNITS_OF_LAUNCH = 1 << 30;
 constexpr int64_t UNITS_OF_LAUNCH = 25000; // where everything is small, tests shall see a second launch
 #endif
 
-template <class F, class T> __global__ __launch_bounds__(THREADS) void rows_kernel(rows_args a, F f) {
+template <class F, class T, bool ALIGNED>
+__device__ __forceinline__ void one_unit(const rows_args &a, const F &f, const typename F::tables &t, uint32_t n) {
+    float v[F::PACKS][8];
+    uint32_t row = a.units(n), unit = n - row * a.units.d;
+    int64_t from = source_row(a, row), col = f.column(unit, 0);
+    T *out = (T *)a.out + row * a.ld;
+    if (F::NUMBERS && col + 8 > a.cols) {
+        for (; col < a.cols; col++)
+            out[col] = from_float<T>(from < 0 ? __uint_as_float(0x7FC00000u) : f.number(t, from, col));
+        return;
+    }
+    if (from < 0)
+        fill_nan<F::PACKS>(v);
+    else
+        f.template decode<ALIGNED>(t, from, unit, v);
+    UNROLL for (int p = 0; p < F::PACKS; p++) store_pack(out + f.column(unit, p), v[p], a.wide);
+}
+
+// ALIGNED: F's bytes are, as F::aligned() says.
+template <class F, class T, bool ALIGNED> __global__ __launch_bounds__(THREADS) void rows_kernel(rows_args a, F f) {
     __shared__ typename F::tables t;
     if constexpr (!std::is_empty_v<typename F::tables>) {
         f.fill(t);
         __syncthreads();
     }
-    uint32_t n0 = blockIdx.x * (blockDim.x * (unsigned)(a.per * F::WAYS)) + threadIdx.x;
-    for (int i = 0; i < a.per; i++, n0 += blockDim.x * F::WAYS) {
-        float v[F::WAYS][F::PACKS][8];
-        for (int w = 0; w < F::WAYS; w++) {
-            uint32_t n = n0 + (unsigned)w * blockDim.x, row = a.units(n), unit = n - row * a.units.d;
-            if (n >= a.total) break;
-            int64_t from = source_row(a, row);
-            if (from < 0)
-                fill_nan<F::PACKS>(v[w]);
-            else if (F::NUMBERS && f.column(unit, 0) + 8 > a.cols) {
-                for (int j = 0; j < 8; j++)
-                    v[w][0][j] = f.column(unit, 0) + j < a.cols ? f.number(t, from, f.column(unit, 0) + j) : 0;
-            } else
-                f.decode(t, from, unit, v[w]);
-        }
-        for (int w = 0; w < F::WAYS; w++) {
-            uint32_t n = n0 + (unsigned)w * blockDim.x, row = a.units(n), unit = n - row * a.units.d;
-            if (n >= a.total) return;
-            T *out = (T *)a.out + row * a.ld;
-            if (F::NUMBERS && f.column(unit, 0) + 8 > a.cols) {
-                for (int j = 0; j < 8; j++) // all but the last few columns
-                    if (f.column(unit, 0) + j < a.cols) out[f.column(unit, 0) + j] = from_float<T>(v[w][0][j]);
-            } else
-                for (int p = 0; p < F::PACKS; p++) store_pack(out + f.column(unit, p), v[w][p], a.wide);
+    uint32_t n = blockIdx.x * (blockDim.x * (unsigned)(a.per * F::WAYS)) + threadIdx.x;
+    for (int i = 0; i < a.per; i++, n += blockDim.x * F::WAYS) {
+        if (a.plain && n + (F::WAYS - 1) * blockDim.x < a.total) {
+            float v[F::WAYS][F::PACKS][8];
+            T *out[F::WAYS];
+            UNROLL for (int w = 0; w < F::WAYS; w++) {
+                uint32_t row = a.units(n + (unsigned)w * blockDim.x),
+                         unit = n + (unsigned)w * blockDim.x - row * a.units.d;
+                out[w] = (T *)a.out + row * a.ld + f.column(unit, 0);
+                f.template decode<ALIGNED>(t, a.row + row, unit, v[w]);
+            }
+            UNROLL for (int w = 0; w < F::WAYS; w++) {
+                UNROLL for (int p = 0; p < F::PACKS; p++) store_pack(out[w] + f.column(0, p), v[w][p], a.wide);
+            }
+        } else {
+            for (int w = 0; w < F::WAYS; w++) {
+                if (n + (unsigned)w * blockDim.x < a.total)
+                    one_unit<F, T, ALIGNED>(a, f, t, n + (unsigned)w * blockDim.x);
+            }
         }
     }
 }
@@ -296,12 +328,12 @@ template <class F> __global__ __launch_bounds__(THREADS) void turned_kernel(turn
         if (across + line >= r.cols || f.column(unit, 0) >= a.turned) continue;
         float v[F::PACKS][8];
         if (F::NUMBERS && f.column(unit, 0) + 8 > a.turned) {
-            for (int j = 0; j < 8; j++)
-                v[0][j] = f.column(unit, 0) + j < a.turned ? f.number(t, stored, f.column(unit, 0) + j) : 0;
+            UNROLL for (int j = 0; j < 8; j++) v[0][j] =
+                f.column(unit, 0) + j < a.turned ? f.number(t, stored, f.column(unit, 0) + j) : 0;
         } else
-            f.decode(t, stored, unit, v);
-        for (int p = 0; p < F::PACKS; p++)
-            for (int j = 0; j < 8; j++) turn[f.column(unit, p) - deep + j][line] = v[p][j];
+            f.template decode<false>(t, stored, unit, v);
+        UNROLL for (int p = 0; p < F::PACKS; p++) UNROLL for (int j = 0; j < 8; j++)
+            turn[f.column(unit, p) - deep + j][line] = v[p][j];
     }
     __syncthreads();
     for (int i = (int)threadIdx.x; i < tile::ACROSS * tile::DEPTH; i += THREADS) {
@@ -330,10 +362,9 @@ template <class F> __global__ __launch_bounds__(THREADS) void turned_elements_ke
         if constexpr (F::NUMBERS)
             x = f.number(t, stored, at);
         else {
-            f.decode(t, stored, unit, v);
-            for (int p = 0; p < F::PACKS; p++)
-                for (int j = 0; j < 8; j++)
-                    if (f.column(unit, p) + j == at) x = v[p][j];
+            f.template decode<false>(t, stored, unit, v);
+            UNROLL for (int p = 0; p < F::PACKS; p++)
+                UNROLL for (int j = 0; j < 8; j++) if (f.column(unit, p) + j == at) x = v[p][j];
         }
     }
     store_number(r.out, row * r.ld + col, x, r.narrow);
@@ -358,6 +389,7 @@ template <class F> void launch_rows(const struct gpu *g, const decode_call &c, c
     int64_t units = (a.cols + 8 * F::PACKS - 1) / (8 * F::PACKS);
     if (units == 0) return;
     a.units = units_divider_of((uint32_t)units);
+    a.plain = !c.ids && a.cols % 8 == 0;
     int64_t most = UNITS_OF_LAUNCH / units; // rows
     int64_t resident = (int64_t)g->multiprocessors * 8 * THREADS * F::WAYS;
     for (int64_t at = 0; at < c.rows; at += most) {
@@ -368,7 +400,10 @@ template <class F> void launch_rows(const struct gpu *g, const decode_call &c, c
         // Few rows: small blocks, so that they spread over more multiprocessors.
         int threads = total < (int64_t)g->multiprocessors * THREADS * F::WAYS ? FEW_THREADS : THREADS;
         unsigned grid = blocks_for(total, (int64_t)threads * a.per * F::WAYS);
-        DISPATCH(c.dtype, T, LAUNCH((rows_kernel<F, T>), grid, threads, 0, g->stream, a, f));
+        if (f.aligned())
+            DISPATCH(c.dtype, T, LAUNCH((rows_kernel<F, T, true>), grid, threads, 0, g->stream, a, f));
+        else
+            DISPATCH(c.dtype, T, LAUNCH((rows_kernel<F, T, false>), grid, threads, 0, g->stream, a, f));
         a.out = (uint8_t *)a.out + rows * a.ld * (a.narrow ? 2 : 4);
         if (a.ids)
             a.ids += rows * a.ids_ld;
@@ -395,8 +430,8 @@ template <class F> void launch_turned(const struct gpu *g, const decode_call &c,
 }
 
 // --- blocks of a row. U: BLOCK elements in BYTES bytes, PACKS, GAP, WAYS, tables, and
-//   unpack(t, bytes of the block, chunk, at, v): unit `at` / 8 of chunk `chunk` of PACKS * GAP columns: the packs that
-//   begin at columns at, at + GAP .. of the chunk
+//   unpack<A>(t, bytes of the block, chunk, at, v): unit `at` / 8 of chunk `chunk` of PACKS * GAP columns: the packs
+//   that begin at columns at, at + GAP .. of the chunk
 template <class U> struct blocks {
     enum {
         PACKS = U::PACKS,
@@ -415,11 +450,14 @@ template <class U> struct blocks {
     __device__ __forceinline__ uint32_t unit(int64_t col) const {
         return (uint32_t)(col / CHUNK * (U::GAP / 8) + col % U::GAP / 8);
     }
+    bool aligned() const { return ((uintptr_t)data | (uintptr_t)stride) % alignment_of(U::BYTES) == 0; }
+    template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[PACKS][8]) const {
         constexpr uint32_t UNITS = U::BLOCK / (8 * PACKS);
         const uint8_t *block = data + row * stride + (int64_t)(unit / UNITS) * U::BYTES;
         int in_block = (int)(unit % UNITS);
-        U::unpack(t, block, in_block / (U::GAP / 8), in_block % (U::GAP / 8) * 8, v);
+        U::template unpack<ALIGNED ? alignment_of(U::BYTES) : 1>(t, block, in_block / (U::GAP / 8),
+                                                                 in_block % (U::GAP / 8) * 8, v);
     }
     __device__ __forceinline__ float number(const tables &, int64_t, int64_t) const { return 0; } // none ends early
 };

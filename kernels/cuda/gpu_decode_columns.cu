@@ -5,7 +5,8 @@
 // 16 bytes. A warp is 8 such packs across (64 columns, 128 bytes of bf16 to a row) and 4 down (16 rows, 64 bytes of
 // every line of words); a block 2 by 4 warps. AWQ packs along the rows: a word holds 8 rows of one column. A thread
 // takes 8 words, of 8 neighbouring columns, and turns them in registers; a warp is 4 packs across and 8 words (32
-// bytes, 64 rows) down, a block 4 by 2 warps. Every sector is read by one warp, and written by one.
+// bytes, 64 rows) down, a block 4 by 2 warps. Every sector is read by one warp, and written by one. Scales and zero
+// points are read for all rows of a thread at once.
 #include "kernels/cuda/gpu_decode_tables.cuh"
 
 namespace {
@@ -17,11 +18,31 @@ struct column_tables { // what both have
     enum number scale_type, rounded;
     bool less_one;
 
-    __device__ __forceinline__ float scale(int64_t group, int64_t row) const {
-        return number_at(scales, scale_type, group * rows + row);
-    }
+    bool aligned() const { return ((uintptr_t)data | (uintptr_t)scales) % 16 == 0 && (uintptr_t)zeros % 4 == 0; }
     __device__ __forceinline__ int64_t group_of(int64_t col) const {
-        return groups ? (int64_t)word_at(groups + 4 * col) : group(col);
+        return groups ? (int64_t)word_at<1>(groups + 4 * col) : group(col);
+    }
+    __device__ __forceinline__ float scale(int64_t group, int64_t row) const {
+        return number_at<1>(scales, scale_type, group * rows + row);
+    }
+    // Of N rows, 4 or 8, of which `there` are there.
+    template <int N, bool ALIGNED>
+    __device__ __forceinline__ void scales_of(float out[N], int64_t group, int64_t row, int64_t there) const {
+        int64_t at = group * rows + row;
+        if (scale_type != NUMBER_F32 && there >= N) {
+            words<2 *N> x = load < 2 * N, ALIGNED ? 2 * N : 1 > (scales + 2 * at);
+            UNROLL for (int i = 0; i < N; i++) {
+                uint32_t half = x.w[i / 2] >> 16 * (i % 2) & 0xFFFF;
+                out[i] = scale_type == NUMBER_F16 ? half_value(half) : __uint_as_float(half << 16);
+            }
+        } else {
+            UNROLL for (int i = 0; i < N; i++) out[i] = i < there ? number_at<1>(scales, scale_type, at + i) : 0;
+        }
+    }
+    __device__ __forceinline__ void round_pack(float v[8]) const {
+        if (rounded != NUMBER_F32) {
+            UNROLL for (int j = 0; j < 8; j++) v[j] = round_to(v[j], rounded);
+        }
     }
 };
 
@@ -29,35 +50,34 @@ struct column_tables { // what both have
 template <int BITS> struct gptq : column_tables {
     static constexpr uint32_t MASK = (1u << BITS) - 1;
 
-    // Numbers i .. of a stream of numbers whose word j is words[j * step] + plus, as far as 32 bits reach.
-    __device__ __forceinline__ static uint32_t stream(const uint8_t *words, int64_t step, int64_t i, int count,
+    // Numbers i .. i + count - 1 of a stream whose word j is words[j * step] + plus, as far as 32 bits reach.
+    template <int A>
+    static __device__ __forceinline__ uint32_t stream(const uint8_t *words, int64_t step, int64_t i, int count,
                                                       uint32_t plus) {
         int64_t word = i * BITS / 32;
         int shift = (int)(i * BITS % 32);
-        uint32_t x = (word_at(words + 4 * word * step) + plus) >> shift;
-        if (shift + count * BITS > 32) x |= word_at(words + 4 * (word + 1) * step) << (32 - shift);
+        uint32_t x = (word_at<A>(words + 4 * word * step) + plus) >> shift;
+        if (shift + count * BITS > 32) x |= word_at<A>(words + 4 * (word + 1) * step) << (32 - shift);
         return x;
     }
     // Zero points of `count` rows from `row` on, BITS bits each. Version 1 stores them less one, carries included; with
     // 3 bits, each by itself.
-    __device__ __forceinline__ uint32_t zero_points(int64_t group, int64_t row, int count) const {
+    template <int A> __device__ __forceinline__ uint32_t zero_points(int64_t group, int64_t row, int count) const {
         const uint8_t *words = zeros + group * (rows * BITS / 32) * 4;
-        if (!less_one) return stream(words, 1, row, count, 0);
-        if constexpr (BITS == 3) {
-            uint32_t x = stream(words, 1, row, count, 0), y = 0;
-            for (int i = 0; i < count; i++) y |= (((x >> 3 * i) + 1) & 7) << 3 * i;
-            return y;
-        }
         constexpr uint32_t ONES = BITS == 2 ? 0x55555555u : BITS == 4 ? 0x11111111u : 0x01010101u;
-        return stream(words, 1, row, count, ONES);
+        if (BITS != 3) return stream<A>(words, 1, row, count, less_one ? ONES : 0);
+        uint32_t x = stream<A>(words, 1, row, count, 0), y = 0;
+        if (!less_one) return x;
+        for (int i = 0; i < count; i++) y |= (((x >> 3 * i) + 1) & 7) << 3 * i;
+        return y;
     }
-    __device__ __forceinline__ static float code(uint32_t numbers, int i) { // plus 2^23
+    static __device__ __forceinline__ float code(uint32_t numbers, int i) { // plus 2^23
         return __uint_as_float(0x4B000000u | (numbers >> BITS * i & MASK));
     }
     __device__ __forceinline__ float element(int64_t row, int64_t col) const {
         int64_t g = group_of(col);
-        uint32_t q = stream(data + 4 * row, rows, col, 1, 0);
-        return round_to(scale(g, row) * (code(q, 0) - code(zero_points(g, row, 1), 0)), rounded);
+        uint32_t q = stream<1>(data + 4 * row, rows, col, 1, 0);
+        return round_to(scale(g, row) * (code(q, 0) - code(zero_points<1>(g, row, 1), 0)), rounded);
     }
 };
 
@@ -65,20 +85,12 @@ template <int BITS> struct gptq : column_tables {
 struct four_factors {
     float scale[4], zero[4]; // zero: plus 2^23
 };
-template <int BITS>
+template <int BITS, bool WIDE>
 __device__ __forceinline__ four_factors factors_of(const gptq<BITS> &f, int64_t group, int64_t row) {
     four_factors x;
-    uint32_t zeros = f.zero_points(group, row, 4);
-    int64_t at = group * f.rows + row;
-    if (f.scale_type != NUMBER_F32 && row + 4 <= f.rows) {
-        words<8> halves = load<8>(f.scales + 2 * at);
-        for (int i = 0; i < 4; i++) {
-            uint32_t half = halves.w[i / 2] >> 16 * (i % 2) & 0xFFFF;
-            x.scale[i] = f.scale_type == NUMBER_F16 ? half_value(half) : __uint_as_float(half << 16);
-        }
-    } else
-        for (int i = 0; i < 4; i++) x.scale[i] = row + i < f.rows ? number_at(f.scales, f.scale_type, at + i) : 0;
-    for (int i = 0; i < 4; i++) x.zero[i] = gptq<BITS>::code(zeros, i);
+    uint32_t zeros = f.template zero_points < WIDE ? 4 : 1 > (group, row, 4);
+    f.template scales_of<4, WIDE>(x.scale, group, row, WIDE ? 4 : f.rows - row);
+    UNROLL for (int i = 0; i < 4; i++) x.zero[i] = gptq<BITS>::code(zeros, i);
     return x;
 }
 
@@ -86,24 +98,25 @@ __device__ __forceinline__ four_factors factors_of(const gptq<BITS> &f, int64_t 
 struct four_packs {
     uint32_t low[4], high[4];
 };
-template <int BITS>
+template <int BITS, bool WIDE>
 __device__ __forceinline__ void line_of_words(const gptq<BITS> &f, int64_t line, int64_t row, uint32_t out[4]) {
     const uint8_t *p = f.data + 4 * (line * f.rows + row);
-    if (row + 4 <= f.rows) {
-        words<16> x = load<16>(p);
-        for (int i = 0; i < 4; i++) out[i] = x.w[i];
-    } else
-        for (int i = 0; i < 4; i++) out[i] = row + i < f.rows ? word_at(p + 4 * i) : 0;
+    if (WIDE || row + 4 <= f.rows) {
+        words<16> x = load < 16, WIDE ? 16 : 1 > (p);
+        UNROLL for (int i = 0; i < 4; i++) out[i] = x.w[i];
+    } else {
+        UNROLL for (int i = 0; i < 4; i++) out[i] = row + i < f.rows ? word_at<1>(p + 4 * i) : 0;
+    }
 }
-template <int BITS> __device__ __forceinline__ four_packs codes_of(const gptq<BITS> &f, int64_t pack, int64_t row) {
+template <int BITS, bool WIDE>
+__device__ __forceinline__ four_packs codes_of(const gptq<BITS> &f, int64_t pack, int64_t row) {
     four_packs x = {};
     int64_t line = pack * BITS / 4;
-    int shift = (int)(pack * BITS % 4) * 8;
-    line_of_words(f, line, row, x.low);
-    if (shift + 8 * BITS > 32) line_of_words(f, line + 1, row, x.high);
-    for (int i = 0; i < 4 && BITS < 8; i++) {
-        x.low[i] >>= shift;
-        if (shift + 8 * BITS > 32) x.low[i] |= x.high[i] << (32 - shift);
+    int shift = BITS % 4 ? (int)(pack * BITS % 4) * 8 : 0;
+    line_of_words<BITS, WIDE>(f, line, row, x.low);
+    if (shift + 8 * BITS > 32) line_of_words<BITS, WIDE>(f, line + 1, row, x.high);
+    UNROLL for (int i = 0; i < 4; i++) {
+        if (BITS < 8) x.low[i] = (uint32_t)(((uint64_t)x.high[i] << 32 | x.low[i]) >> shift);
     }
     return x;
 }
@@ -115,30 +128,30 @@ struct column_args {
     bool wide;
 };
 
-// MIXED: columns of a pack are of different groups.
-template <int BITS, bool MIXED, class T>
+enum kind { ALIGNED, ANYWHERE, MIXED }; // MIXED: columns of a pack are of different groups
+
+template <int BITS, enum kind KIND, class T>
 __global__ __launch_bounds__(THREADS) void gptq_kernel(column_args a, gptq<BITS> f) {
+    constexpr bool WIDE = KIND == ALIGNED; // then rows come in fours, too
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int64_t pack = (int64_t)(blockIdx.x % a.tiles) * 16 + warp % 2 * 8 + lane % 8;
     int64_t row = f.first / 4 * 4 + (int64_t)(blockIdx.x / a.tiles) * 64 + warp / 2 * 16 + lane / 8 * 4;
     if (pack * 8 >= a.cols || row >= f.first + a.n) return;
-    four_packs q = codes_of(f, pack, row);
+    four_packs q = codes_of<BITS, WIDE>(f, pack, row);
     float v[4][8];
     four_factors x;
-    if constexpr (!MIXED) x = factors_of(f, f.group(pack * 8), row);
-    for (int j = 0; j < 8; j++) {
-        if constexpr (MIXED) x = factors_of(f, f.group_of(pack * 8 + j), row);
-        for (int i = 0; i < 4; i++) {
-            float code = BITS == 8 && j >= 4 ? f.code(q.high[i], j - 4) : f.code(q.low[i], j);
+    if (KIND != MIXED) x = factors_of<BITS, WIDE>(f, f.group(pack * 8), row);
+    UNROLL for (int j = 0; j < 8; j++) {
+        if (KIND == MIXED) x = factors_of<BITS, false>(f, f.group_of(pack * 8 + j), row);
+        UNROLL for (int i = 0; i < 4; i++) {
+            float code = BITS == 8 && j >= 4 ? f.code(q.high[i], j % 4) : f.code(q.low[i], j);
             v[i][j] = x.scale[i] * (code - x.zero[i]);
         }
     }
-    for (int i = 0; i < 4; i++) {
-        int64_t r = row + i - f.first;
-        if (r < 0 || r >= a.n) continue;
-        if (f.rounded != NUMBER_F32)
-            for (int j = 0; j < 8; j++) v[i][j] = round_to(v[i][j], f.rounded);
-        store_pack((T *)a.out + r * a.ld + pack * 8, v[i], a.wide);
+    T *out = (T *)a.out + (row - f.first) * a.ld + pack * 8;
+    UNROLL for (int i = 0; i < 4; i++) {
+        f.round_pack(v[i]);
+        if (row + i >= f.first && row + i < f.first + a.n) store_pack(out + i * a.ld, v[i], a.wide);
     }
 }
 
@@ -155,32 +168,32 @@ struct awq : column_tables {
     __device__ __forceinline__ float element(int64_t row, int64_t col) const {
         int64_t g = group_of(col);
         int i = (int)(row % 8);
-        float zero = code(word_at(word(zeros, g, row / 8)), i);
-        return round_to((code(word_at(word(data, col, row / 8)), i) - zero) * scale(g, row), rounded);
+        float zero = code(word_at<1>(word(zeros, g, row / 8)), i);
+        return round_to((code(word_at<1>(word(data, col, row / 8)), i) - zero) * scale(g, row), rounded);
     }
 };
 
-template <class T> __global__ __launch_bounds__(THREADS) void awq_kernel(column_args a, awq f) {
+template <bool WIDE, class T> __global__ __launch_bounds__(THREADS) void awq_kernel(column_args a, awq f) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int64_t col = (int64_t)(blockIdx.x % a.tiles) * 128 + warp % 4 * 32 + lane / 8 * 8;
     int64_t w = f.first / 8 + (int64_t)(blockIdx.x / a.tiles) * 16 + warp / 4 * 8 + lane % 8;
     if (col >= a.cols || w * 8 >= f.first + a.n) return;
     uint32_t x[8];
-    for (int j = 0; j < 8; j++) x[j] = word_at(f.word(f.data, col + j, w));
+    UNROLL for (int j = 0; j < 8; j++) x[j] = word_at < WIDE ? 4 : 1 > (f.word(f.data, col + j, w));
     int64_t group = f.group(col);
-    uint32_t zeros = word_at(f.word(f.zeros, group, w));
-    for (int i = 0; i < 8; i++) {
-        int64_t row = 8 * w + i, r = row - f.first;
-        if (r < 0 || r >= a.n) continue;
-        float v[8], zero = f.code(zeros, i), scale = f.scale(group, row);
-        for (int j = 0; j < 8; j++) v[j] = (f.code(x[j], i) - zero) * scale;
-        if (f.rounded != NUMBER_F32)
-            for (int j = 0; j < 8; j++) v[j] = round_to(v[j], f.rounded);
-        store_pack((T *)a.out + r * a.ld + col, v, a.wide);
+    uint32_t zeros = word_at < WIDE ? 4 : 1 > (f.word(f.zeros, group, w));
+    float scales[8];
+    f.template scales_of<8, WIDE>(scales, group, 8 * w, 8);
+    T *out = (T *)a.out + (8 * w - f.first) * a.ld + col;
+    UNROLL for (int i = 0; i < 8; i++) {
+        float v[8], zero = f.code(zeros, i);
+        UNROLL for (int j = 0; j < 8; j++) v[j] = (f.code(x[j], i) - zero) * scales[i];
+        f.round_pack(v);
+        if (8 * w + i >= f.first && 8 * w + i < f.first + a.n) store_pack(out + i * a.ld, v, a.wide);
     }
 }
 
-// --- any shape, any group size, any order of rows: element by element
+// --- any shape, any group size, rows in any order: element by element
 template <class F> struct element_rows {
     enum { PACKS = 1, WAYS = 1, NUMBERS = 1 };
     typedef no_tables tables;
@@ -189,8 +202,10 @@ template <class F> struct element_rows {
     __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
         return f.element(f.first + row, col);
     }
-    __device__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
-        for (int j = 0; j < 8; j++) v[0][j] = number(t, row, (int64_t)unit * 8 + j);
+    bool aligned() const { return false; }
+    template <bool>
+    __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
+        UNROLL for (int j = 0; j < 8; j++) v[0][j] = number(t, row, (int64_t)unit * 8 + j);
     }
 };
 
@@ -205,6 +220,10 @@ template <class F> F columns_of(const decode_call &c) {
     f.scale_type = t->scale_type, f.rounded = rounding_of(c);
     f.less_one = t->zeros_less_one;
     return f;
+}
+bool groups_cut_packs(const decode_call &c) {
+    int64_t size = c.w->tables->block_cols;
+    return c.w->tables->table[TABLE_GROUPS].data || (size % 8 && size < c.w->cols);
 }
 
 // Tiles of `across` columns and `down` stored rows, of which the first begins at a multiple of `step`.
@@ -224,22 +243,26 @@ template <int BITS> void decode_gptq(const struct gpu *g, const decode_call &c) 
     }
     unsigned grid;
     column_args a = args_of(c, f, 128, 64, 4, &grid);
-    bool mixed = f.groups || (c.w->tables->block_cols % 8 && c.w->tables->block_cols < c.w->cols);
-    if (mixed)
-        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, true, T>), grid, THREADS, 0, g->stream, a, f));
+    if (groups_cut_packs(c))
+        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, MIXED, T>), grid, THREADS, 0, g->stream, a, f));
+    else if (f.aligned() && f.rows % 4 == 0)
+        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ALIGNED, T>), grid, THREADS, 0, g->stream, a, f));
     else
-        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, false, T>), grid, THREADS, 0, g->stream, a, f));
+        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ANYWHERE, T>), grid, THREADS, 0, g->stream, a, f));
 }
 
 void decode_awq(const struct gpu *g, const decode_call &c) {
     awq f = columns_of<awq>(c);
-    if (c.ids || c.w->cols % 8 || (c.w->tables->block_cols % 8 && c.w->tables->block_cols < c.w->cols)) {
+    if (c.ids || c.w->cols % 8 || groups_cut_packs(c)) {
         launch_rows(g, c, element_rows<awq>{f});
         return;
     }
     unsigned grid;
     column_args a = args_of(c, f, 128, 128, 8, &grid);
-    DISPATCH(c.dtype, T, LAUNCH((awq_kernel<T>), grid, THREADS, 0, g->stream, a, f));
+    if (f.aligned())
+        DISPATCH(c.dtype, T, LAUNCH((awq_kernel<true, T>), grid, THREADS, 0, g->stream, a, f));
+    else
+        DISPATCH(c.dtype, T, LAUNCH((awq_kernel<false, T>), grid, THREADS, 0, g->stream, a, f));
 }
 } // namespace
 

@@ -21,11 +21,12 @@ __device__ __forceinline__ words<8> both(words<8> x, words<8> y) {
 }
 
 struct q2_k : k_block<84, 4, 32> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int half, int at, float v[4][8]) {
-        words<8> x = load<8>(b + 16 + 32 * half + at);
-        uint32_t ends = word_at(b + 80);
+        words<8> x = load<8, alignment_at(A, 16)>(b + 16 + 32 * half + at);
+        uint32_t ends = word_at<alignment_at(A, 80)>(b + 80);
         float d = half_value(ends & 0xFFFF), dmin = half_value(ends >> 16);
-        for (int t = 0; t < 4; t++) {
+        UNROLL for (int t = 0; t < 4; t++) {
             uint32_t s = byte_at(b + 8 * half + 2 * t + at / 16);
             put_above(v[t], two_bits(x, 2 * t), d * code_value(s & 15, 0), -(dmin * code_value(s >> 4, 0)));
         }
@@ -33,10 +34,11 @@ struct q2_k : k_block<84, 4, 32> {
 };
 
 struct q3_k : k_block<110, 4, 32> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int half, int at, float v[4][8]) {
-        words<8> x = load<8>(b + 32 + 32 * half + at), h = load<8>(b + at);
-        float d = half_scale(b + 108);
-        for (int t = 0; t < 4; t++) {
+        words<8> x = load<8, alignment_at(A, 32)>(b + 32 + 32 * half + at), h = load<8, A>(b + at);
+        float d = half_scale<alignment_at(A, 108)>(b + 108);
+        UNROLL for (int t = 0; t < 4; t++) {
             int k = 2 * t + at / 16; // of the eight sub-blocks of this half
             uint32_t low = byte_at(b + 96 + k) >> 4 * half & 15;
             uint32_t high = byte_at(b + 104 + k % 4) >> (4 * half + k / 4 * 2) & 3;
@@ -50,33 +52,37 @@ struct q3_k : k_block<110, 4, 32> {
 struct pair_of_scales {
     float scale[2], min[2];
 };
-__device__ __forceinline__ pair_of_scales scales_of_pair(const uint8_t *b, int c) {
-    uint32_t ends = word_at(b), a = half_at(b + 4 + c % 2 * 2), m = half_at(b + 8 + c % 2 * 2);
+template <int A> __device__ __forceinline__ pair_of_scales scales_of_pair(const uint8_t *b, int c) {
+    uint32_t ends = word_at<A>(b), a = half_at<alignment_at(A, 4)>(b + 4 + c % 2 * 2),
+             m = half_at<alignment_at(A, 8)>(b + 8 + c % 2 * 2);
     float d = half_value(ends & 0xFFFF), dmin = half_value(ends >> 16);
     uint32_t scales = a & 0x3F3Fu, mins = m & 0x3F3Fu;
     if (c >= 2) {
-        uint32_t low = half_at(b + 12 + c % 2 * 2);
+        uint32_t low = half_at<alignment_at(A, 12)>(b + 12 + c % 2 * 2);
         scales = (low & 0x0F0Fu) | (a >> 2 & 0x3030u);
         mins = (low >> 4 & 0x0F0Fu) | (m >> 2 & 0x3030u);
     }
     pair_of_scales s;
-    for (int p = 0; p < 2; p++) s.scale[p] = d * byte_value(scales, p, 0), s.min[p] = dmin * byte_value(mins, p, 0);
+    UNROLL for (int p = 0; p < 2; p++) s.scale[p] = d * byte_value(scales, p, 0),
+                                       s.min[p] = dmin * byte_value(mins, p, 0);
     return s;
 }
 
 struct q4_k : k_block<144, 2, 32> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int c, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 16 + 32 * c + at);
-        pair_of_scales s = scales_of_pair(b, c);
+        words<8> x = load<8, alignment_at(A, 16)>(b + 16 + 32 * c + at);
+        pair_of_scales s = scales_of_pair<A>(b, c);
         put_above(v[0], low_nibbles(x), s.scale[0], -s.min[0]);
         put_above(v[1], high_nibbles(x), s.scale[1], -s.min[1]);
     }
 };
 
 struct q5_k : k_block<176, 2, 32> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int c, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 48 + 32 * c + at), h = load<8>(b + 16 + at);
-        pair_of_scales s = scales_of_pair(b, c);
+        words<8> x = load<8, alignment_at(A, 48)>(b + 48 + 32 * c + at), h = load<8, alignment_at(A, 16)>(b + 16 + at);
+        pair_of_scales s = scales_of_pair<A>(b, c);
         put_above(v[0], both(low_nibbles(x), one_bit(h, 2 * c, 4)), s.scale[0], -s.min[0]);
         put_above(v[1], both(high_nibbles(x), one_bit(h, 2 * c + 1, 4)), s.scale[1], -s.min[1]);
     }
@@ -84,11 +90,13 @@ struct q5_k : k_block<176, 2, 32> {
 
 // Low and high nibbles of ql are 64 columns apart; of a byte of qh, two of its four pairs go with them.
 struct q6_k : k_block<210, 2, 64> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int half, int at, float v[2][8]) {
-        words<8> x = load<8>(b + 64 * half + at), h = load<8>(b + 128 + 32 * half + at % 32);
-        float d = half_scale(b + 208);
+        words<8> x = load<8, alignment_at(A, 64)>(b + 64 * half + at),
+                 h = load<8, alignment_at(A, 128)>(b + 128 + 32 * half + at % 32);
+        float d = half_scale<alignment_at(A, 208)>(b + 208);
         int t = at / 32;
-        for (int p = 0; p < 2; p++) {
+        UNROLL for (int p = 0; p < 2; p++) {
             uint32_t scale = byte_at(b + 192 + 8 * half + 4 * p + at / 16);
             words<8> high = two_bits(h, 2 * t + 4 * p);
             words<8> q = both(p ? high_nibbles(x) : low_nibbles(x), {{high.w[0] << 4, high.w[1] << 4}});
@@ -98,8 +106,9 @@ struct q6_k : k_block<210, 2, 64> {
 };
 
 struct q8_k : k_block<292, 1, 256> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int, int at, float v[1][8]) {
-        put_signed(v[0], load<8>(b + 4 + at), float_at(b));
+        put_signed(v[0], load<8, alignment_at(A, 4)>(b + 4 + at), float_at<A>(b));
     }
 };
 
@@ -108,24 +117,26 @@ struct tq1_0 : k_block<54, 1, 256> {
         uint32_t power = n == 0 ? 1 : n == 1 ? 3 : n == 2 ? 9 : n == 3 ? 27 : 81;
         return code_value((byte * power & 255) * 3 >> 8, 1);
     }
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int, int at, float v[1][8]) {
-        float d = half_scale(b + 52);
+        float d = half_scale<alignment_at(A, 52)>(b + 52);
         if (at < 240) { // eight bytes, the same digit of each
             int from = at < 160 ? at % 32 : 32 + at % 16, n = at < 160 ? at / 32 : (at - 160) / 16;
-            words<8> x = load<8>(b + from);
-            for (int j = 0; j < 8; j++) v[0][j] = digit(x.w[j / 4] >> 8 * (j % 4) & 255, n) * d;
+            words<8> x = load<8, A>(b + from);
+            UNROLL for (int j = 0; j < 8; j++) v[0][j] = digit(x.w[j / 4] >> 8 * (j % 4) & 255, n) * d;
         } else {
-            uint32_t x = word_at(b + 48);
-            for (int j = 0; j < 8; j++) v[0][j] = digit(x >> 8 * (j % 4) & 255, (at - 240) / 4 + j / 4) * d;
+            uint32_t x = word_at<alignment_at(A, 48)>(b + 48);
+            UNROLL for (int j = 0; j < 8; j++) v[0][j] = digit(x >> 8 * (j % 4) & 255, (at - 240) / 4 + j / 4) * d;
         }
     }
 };
 
 struct tq2_0 : k_block<66, 4, 32> {
+    template <int A>
     static __device__ __forceinline__ void unpack(const tables &, const uint8_t *b, int half, int at, float v[4][8]) {
-        words<8> x = load<8>(b + 32 * half + at);
-        float d = half_scale(b + 64);
-        for (int t = 0; t < 4; t++) put_scaled(v[t], two_bits(x, 2 * t), 1, d);
+        words<8> x = load<8, alignment_at(A, 32)>(b + 32 * half + at);
+        float d = half_scale<alignment_at(A, 64)>(b + 64);
+        UNROLL for (int t = 0; t < 4; t++) put_scaled(v[t], two_bits(x, 2 * t), 1, d);
     }
 };
 } // namespace

@@ -12,8 +12,7 @@ struct table_rows { // what all of them have
     enum number rounded;
     __device__ __forceinline__ int64_t column(uint32_t unit, int) const { return (int64_t)unit * 8; }
     __device__ __forceinline__ void round_pack(float v[8]) const {
-        if (rounded != NUMBER_F32)
-            for (int j = 0; j < 8; j++) v[j] = round_to(v[j], rounded);
+        if (rounded != NUMBER_F32) UNROLL for (int j = 0; j < 8; j++) v[j] = round_to(v[j], rounded);
     }
 };
 
@@ -27,31 +26,36 @@ struct nf4_rows : table_rows {
     float offset;
 
     __device__ void fill(tables &t) const {
-        if (threadIdx.x < 16) t.value[threadIdx.x] = float_at(codes + 4 * threadIdx.x);
+        if (threadIdx.x < 16) t.value[threadIdx.x] = float_at<1>(codes + 4 * threadIdx.x);
         for (int i = (int)threadIdx.x; outer_codes && i < 256; i += (int)blockDim.x)
-            t.outer[i] = float_at(outer_codes + 4 * i);
+            t.outer[i] = float_at<1>(outer_codes + 4 * i);
     }
-    __device__ __forceinline__ float scale(const tables &t, int64_t e) const {
+    bool aligned() const {
+        const uint8_t *floats = outer_codes ? outer_scales : scales;
+        return (uintptr_t)data % 4 == 0 && cols % 8 == 0 && (uintptr_t)floats % 4 == 0;
+    }
+    template <int A> __device__ __forceinline__ float scale(const tables &t, int64_t e) const {
         int64_t b = block(e);
-        if (!outer_codes) return float_at(scales + 4 * b);
-        return t.outer[byte_at(scales + b)] * float_at(outer_scales + 4 * outer_block(b)) + offset;
+        if (!outer_codes) return float_at<A>(scales + 4 * b);
+        return t.outer[byte_at(scales + b)] * float_at<A>(outer_scales + 4 * outer_block(b)) + offset;
     }
     __device__ __forceinline__ float element(const tables &t, int64_t e) const {
         uint32_t byte = byte_at(data + e / 2);
-        return round_to(t.value[e % 2 ? byte & 15 : byte >> 4] * scale(t, e), rounded);
+        return round_to(t.value[e % 2 ? byte & 15 : byte >> 4] * scale<1>(t, e), rounded);
     }
     __device__ __forceinline__ float number(const tables &t, int64_t row, int64_t col) const {
         return element(t, (first + row) * cols + col);
     }
+    template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
         int64_t e = (first + row) * cols + (int64_t)unit * 8;
-        if (e % 8) { // may lie in two blocks, and begin in the middle of a byte
-            for (int j = 0; j < 8; j++) v[0][j] = element(t, e + j);
+        if (!ALIGNED && e % 8) { // may lie in two blocks, and begin in the middle of a byte
+            UNROLL for (int j = 0; j < 8; j++) v[0][j] = element(t, e + j);
             return;
         }
-        uint32_t x = word_at(data + e / 2);
-        float d = scale(t, e);
-        for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> (8 * (j / 2) + 4 - j % 2 * 4) & 15] * d;
+        uint32_t x = word_at < ALIGNED ? 4 : 1 > (data + e / 2);
+        float d = scale < ALIGNED ? 4 : 1 > (t, e);
+        UNROLL for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> (8 * (j / 2) + 4 - j % 2 * 4) & 15] * d;
         round_pack(v[0]);
     }
 };
@@ -60,14 +64,16 @@ struct nf4_rows : table_rows {
 struct int8_rows : table_rows {
     typedef no_tables tables;
     static constexpr float INVERSE = (float)(1.0 / 127.0);
+    bool aligned() const { return (uintptr_t)data % 8 == 0 && cols % 8 == 0 && (uintptr_t)scales % 4 == 0; }
     __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
         float q = code_value(byte_at(data + (first + row) * cols + col) ^ 0x80, 128);
-        return round_to(q * float_at(scales + 4 * (first + row)) * INVERSE, rounded);
+        return round_to(q * float_at<1>(scales + 4 * (first + row)) * INVERSE, rounded);
     }
+    template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &, int64_t row, uint32_t unit, float v[1][8]) const {
-        words<8> x = load<8>(data + (first + row) * cols + (int64_t)unit * 8);
-        put_signed(v[0], x, float_at(scales + 4 * (first + row)));
-        for (int j = 0; j < 8; j++) v[0][j] *= INVERSE;
+        words<8> x = load < 8, ALIGNED ? 8 : 1 > (data + (first + row) * cols + (int64_t)unit * 8);
+        put_signed(v[0], x, float_at < ALIGNED ? 4 : 1 > (scales + 4 * (first + row)));
+        UNROLL for (int j = 0; j < 8; j++) v[0][j] *= INVERSE;
         round_pack(v[0]);
     }
 };
@@ -80,6 +86,7 @@ template <bool E5M2> struct fp8_rows : table_rows {
     enum number scale_type;
     bool packs; // eight neighbours have one factor
 
+    bool aligned() const { return (uintptr_t)data % 8 == 0 && cols % 8 == 0 && (uintptr_t)scales % 4 == 0 && packs; }
     static __device__ __forceinline__ float value(uint32_t word, int j) { // of byte j
         int32_t top = (int32_t)(word << (24 - 8 * j));
         float x;
@@ -92,19 +99,20 @@ template <bool E5M2> struct fp8_rows : table_rows {
         }
         return x;
     }
-    __device__ __forceinline__ float scale(int64_t row, int64_t col) const {
-        return scales ? number_at(scales, scale_type, block_row(row) * scale_ld + block_col(col)) : 1.0f;
+    template <int A> __device__ __forceinline__ float scale(int64_t row, int64_t col) const {
+        return scales ? number_at<A>(scales, scale_type, block_row(row) * scale_ld + block_col(col)) : 1.0f;
     }
     __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
         row += first;
-        return round_to(value(byte_at(data + row * cols + col), 0) * scale(row, col), rounded);
+        return round_to(value(byte_at(data + row * cols + col), 0) * scale<1>(row, col), rounded);
     }
+    template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &, int64_t row, uint32_t unit, float v[1][8]) const {
         row += first;
-        words<8> x = load<8>(data + row * cols + (int64_t)unit * 8);
-        float d = scale(row, (int64_t)unit * 8);
-        for (int j = 0; j < 8; j++) {
-            if (!packs) d = scale(row, (int64_t)unit * 8 + j);
+        words<8> x = load < 8, ALIGNED ? 8 : 1 > (data + row * cols + (int64_t)unit * 8);
+        float d = scale < ALIGNED ? 4 : 1 > (row, (int64_t)unit * 8);
+        UNROLL for (int j = 0; j < 8; j++) {
+            if (!ALIGNED && !packs) d = scale<1>(row, (int64_t)unit * 8 + j);
             v[0][j] = value(x.w[j / 4], j % 4) * d;
         }
         round_pack(v[0]);
@@ -118,12 +126,13 @@ struct mxfp4_rows : table_rows {
     };
     int64_t row_step, scale_ld;
 
-    __device__ void fill(tables &t) const { // s e e m: 0 0.5 1 1.5 2 3 4 6, as the bits of an f32
+    bool aligned() const { return (uintptr_t)data % 4 == 0; } // rows are whole numbers of 16 bytes
+    __device__ void fill(tables &t) const {                   // s e e m: 0 0.5 1 1.5 2 3 4 6, as the bits of an f32
         uint32_t code = threadIdx.x;
         if (code < 16) t.value[code] = __uint_as_float((code & 7) << 22 | (code >> 3) << 31) * 0x1p126f;
     }
     __device__ __forceinline__ float scale(int64_t row, int64_t col) const {
-        return number_at(scales + row * scale_ld, NUMBER_E8M0, col / 32);
+        return number_at<1>(scales + row * scale_ld, NUMBER_E8M0, col / 32);
     }
     __device__ __forceinline__ const uint8_t *codes(int64_t row) const { return data + row * row_step * (cols / 2); }
     __device__ __forceinline__ float number(const tables &t, int64_t row, int64_t col) const {
@@ -131,11 +140,12 @@ struct mxfp4_rows : table_rows {
         uint32_t byte = byte_at(codes(row) + col / 2);
         return round_to(t.value[col % 2 ? byte >> 4 : byte & 15] * scale(row, col), rounded);
     }
+    template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
         row += first;
-        uint32_t x = word_at(codes(row) + (int64_t)unit * 4);
+        uint32_t x = word_at < ALIGNED ? 4 : 1 > (codes(row) + (int64_t)unit * 4);
         float d = scale(row, (int64_t)unit * 8);
-        for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> 4 * j & 15] * d;
+        UNROLL for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> 4 * j & 15] * d;
         round_pack(v[0]);
     }
 };

@@ -7,10 +7,11 @@ namespace {
 __device__ __forceinline__ float e8m0(uint32_t byte) { // 2^(byte - 127); 255 is NaN
     return __uint_as_float(byte == 255 ? 0x7FC00000u : byte ? byte << 23 : 0x00400000u);
 }
+template <int A> // of data
 __device__ __forceinline__ float number_at(const uint8_t *data, enum number type, int64_t i) {
-    if (type == NUMBER_F32) return float_at(data + 4 * i);
+    if (type == NUMBER_F32) return float_at<A>(data + 4 * i);
     if (type == NUMBER_E8M0) return e8m0(byte_at(data + i));
-    uint32_t x = half_at(data + 2 * i);
+    uint32_t x = half_at<A>(data + 2 * i);
     return type == NUMBER_F16 ? half_value(x) : __uint_as_float(x << 16);
 }
 // What values are rounded to before they are stored; the store's own rounding to bf16 need not be done twice.
