@@ -16,6 +16,7 @@ template <class N> struct plain_rows { // N: BYTES, at(p), eight(p, v)
         return N::at(data + row * stride + col * N::BYTES);
     }
     bool aligned() const { return ((uintptr_t)data | (uintptr_t)stride) % 16 == 0; }
+    __device__ __forceinline__ void finish(float[1][8]) const {}
     template <bool ALIGNED>
     __device__ __forceinline__ void decode(const tables &, int64_t row, uint32_t unit, float v[1][8]) const {
         N::template eight<ALIGNED ? 16 : 1>(data + row * stride + (int64_t)unit * (8 * N::BYTES), v[0]);

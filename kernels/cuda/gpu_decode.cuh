@@ -15,7 +15,8 @@
 //   NUMBERS             any count of columns; the last unit of a row may be cut short
 //   tables, fill(t)     what it wants in shared memory, filled by all threads of a block
 //   aligned()           do its bytes lie so that the widest loads can be used?
-//   decode<ALIGNED>(t, row, unit, v)  unit of a stored row to PACKS x 8 values
+//   decode<ALIGNED>(t, row, unit, v)  unit of a stored row to PACKS x 8 values; no branches, as far as can be
+//   finish(v)           what is left to do with them after all units have been decoded: rounding
 //   number(t, row, col) one value, for units cut short
 //   column(unit, pack)  first column of a pack
 #pragma once
@@ -202,21 +203,34 @@ inline units_divider units_divider_of(uint32_t d) { // factor = 2^shift / d, rou
     while ((uint64_t)1 << bits < d) bits++;
     return {d, (uint32_t)((((uint64_t)1 << (31 + bits)) + d - 1) / d), 31 + bits};
 }
-struct block_divider { // of any n >= 0; block sizes are powers of two as a rule
-    int64_t d;
-    int shift; // -1: d is none
-    units_divider small;
+// A size of blocks: of any n below 2^62, and faster of n below 2^31, where the host knows that all are. A size of more
+// than `largest` makes one block.
+struct block_divider {
+    units_divider fast;
+    uint64_t factor; // 2^(63 + bits) / d, rounded up
+    int bits;
+    __device__ __forceinline__ int64_t small(int64_t n) const { return fast((uint32_t)n); }
     __device__ __forceinline__ int64_t operator()(int64_t n) const {
-        if (shift >= 0) return n >> shift;
-        return n >> 31 ? n / d : (int64_t)small((uint32_t)n);
+        return (int64_t)((unsigned __int128)(uint64_t)n * factor >> (63 + bits));
     }
 };
-inline block_divider block_divider_of(int64_t d, int64_t largest) { // of n <= largest
-    if (d > largest) return {d, 62, {}};
+inline block_divider block_divider_of(int64_t d, int64_t largest) {
+    if (d > largest) return {{}, 0, 0};
+    int bits = 0;
+    while ((int64_t)1 << bits < d) bits++;
+    unsigned __int128 power = (unsigned __int128)1 << (63 + bits);
+    return {d >> 31 ? units_divider{} : units_divider_of((uint32_t)d),
+            (uint64_t)((power + (uint64_t)d - 1) / (uint64_t)d), bits};
+}
+struct power_of_two {
+    int shift;
+    __device__ __forceinline__ int64_t operator()(int64_t n) const { return n >> shift; }
+};
+inline power_of_two power_of_two_of(int64_t d) {
     int shift = 0;
     while ((int64_t)1 << shift < d) shift++;
-    if ((int64_t)1 << shift != d) shift = -1;
-    return {d, shift, d >> 31 ? units_divider{0, 0, 0} : units_divider_of((uint32_t)d)}; // n < 2^31 <= d: 0
+    assert((int64_t)1 << shift == d);
+    return {shift};
 }
 
 // --- rows of which units lie side by side
@@ -263,6 +277,7 @@ __device__ __forceinline__ void one_unit(const rows_args &a, const F &f, const t
         fill_nan<F::PACKS>(v);
     else
         f.template decode<ALIGNED>(t, from, unit, v);
+    f.finish(v);
     UNROLL for (int p = 0; p < F::PACKS; p++) store_pack(out + f.column(unit, p), v[p], a.wide);
 }
 
@@ -285,6 +300,7 @@ template <class F, class T, bool ALIGNED> __global__ __launch_bounds__(THREADS) 
                 f.template decode<ALIGNED>(t, a.row + row, unit, v[w]);
             }
             UNROLL for (int w = 0; w < F::WAYS; w++) {
+                f.finish(v[w]);
                 UNROLL for (int p = 0; p < F::PACKS; p++) store_pack(out[w] + f.column(0, p), v[w][p], a.wide);
             }
         } else {
@@ -391,11 +407,13 @@ template <class F> void launch_rows(const struct gpu *g, const decode_call &c, c
     a.units = units_divider_of((uint32_t)units);
     a.plain = !c.ids && a.cols % 8 == 0;
     int64_t most = UNITS_OF_LAUNCH / units; // rows
-    int64_t resident = (int64_t)g->multiprocessors * 8 * THREADS * F::WAYS;
+    // A block that fills tables goes on for longer, but there are blocks enough to keep all multiprocessors busy to the
+    // end: four times as many as can run at once.
+    constexpr int LIMIT = sizeof(typename F::tables) <= 64 ? 2 : sizeof(typename F::tables) <= 2048 ? 4 : 16;
+    int64_t busy = (int64_t)g->multiprocessors * 8 * 4 * THREADS * F::WAYS;
     for (int64_t at = 0; at < c.rows; at += most) {
-        int64_t rows = c.rows - at < most ? c.rows - at : most, total = rows * units;
-        int per = (int)(total / resident), limit = std::is_empty_v<typename F::tables> ? 2 : 16;
-        a.per = per < 1 ? 1 : per > limit ? limit : per;
+        int64_t rows = c.rows - at < most ? c.rows - at : most, total = rows * units, per = total / busy;
+        a.per = per < 1 ? 1 : per > LIMIT ? LIMIT : (int)per;
         a.total = (uint32_t)total;
         // Few rows: small blocks, so that they spread over more multiprocessors.
         int threads = total < (int64_t)g->multiprocessors * THREADS * F::WAYS ? FEW_THREADS : THREADS;
@@ -459,6 +477,7 @@ template <class U> struct blocks {
         U::template unpack<ALIGNED ? alignment_of(U::BYTES) : 1>(t, block, in_block / (U::GAP / 8),
                                                                  in_block % (U::GAP / 8) * 8, v);
     }
+    __device__ __forceinline__ void finish(float[PACKS][8]) const {}
     __device__ __forceinline__ float number(const tables &, int64_t, int64_t) const { return 0; } // none ends early
 };
 struct no_tables {};

@@ -18,7 +18,9 @@ struct column_tables { // what both have
     enum number scale_type, rounded;
     bool less_one;
 
-    bool aligned() const { return ((uintptr_t)data | (uintptr_t)scales) % 16 == 0 && (uintptr_t)zeros % 4 == 0; }
+    bool aligned() const {
+        return ((uintptr_t)data | (uintptr_t)scales) % 16 == 0 && (uintptr_t)zeros % 4 == 0 && !(cols >> 31);
+    }
     __device__ __forceinline__ int64_t group_of(int64_t col) const {
         return groups ? (int64_t)word_at<1>(groups + 4 * col) : group(col);
     }
@@ -140,7 +142,7 @@ __global__ __launch_bounds__(THREADS) void gptq_kernel(column_args a, gptq<BITS>
     four_packs q = codes_of<BITS, WIDE>(f, pack, row);
     float v[4][8];
     four_factors x;
-    if (KIND != MIXED) x = factors_of<BITS, WIDE>(f, f.group(pack * 8), row);
+    if (KIND != MIXED) x = factors_of<BITS, WIDE>(f, WIDE ? f.group.small(pack * 8) : f.group(pack * 8), row);
     UNROLL for (int j = 0; j < 8; j++) {
         if (KIND == MIXED) x = factors_of<BITS, false>(f, f.group_of(pack * 8 + j), row);
         UNROLL for (int i = 0; i < 4; i++) {
@@ -180,7 +182,7 @@ template <bool WIDE, class T> __global__ __launch_bounds__(THREADS) void awq_ker
     if (col >= a.cols || w * 8 >= f.first + a.n) return;
     uint32_t x[8];
     UNROLL for (int j = 0; j < 8; j++) x[j] = word_at < WIDE ? 4 : 1 > (f.word(f.data, col + j, w));
-    int64_t group = f.group(col);
+    int64_t group = WIDE ? f.group.small(col) : f.group(col);
     uint32_t zeros = word_at < WIDE ? 4 : 1 > (f.word(f.zeros, group, w));
     float scales[8];
     f.template scales_of<8, WIDE>(scales, group, 8 * w, 8);
@@ -203,6 +205,7 @@ template <class F> struct element_rows {
         return f.element(f.first + row, col);
     }
     bool aligned() const { return false; }
+    __device__ __forceinline__ void finish(float[1][8]) const {}
     template <bool>
     __device__ __forceinline__ void decode(const tables &t, int64_t row, uint32_t unit, float v[1][8]) const {
         UNROLL for (int j = 0; j < 8; j++) v[0][j] = number(t, row, (int64_t)unit * 8 + j);

@@ -177,7 +177,7 @@ struct iq1_m : point_block<56> {
         int g = at / 32, l = at % 32 / 8;
         words<8> s = load<8, alignment_at(A, 48)>(b + 48); // the upper four bits of its four halves are d
         uint32_t half = (s.w[0] >> 12 & 15) | (s.w[0] >> 28) << 4 | (s.w[1] >> 12 & 15) << 8 | (s.w[1] >> 28) << 12;
-        uint32_t own = s.w[g / 4] >> 16 * (g / 2 % 2) >> (6 * (g % 2) + 3 * (l / 2)) & 7;
+        uint32_t own = (g / 4 ? s.w[1] : s.w[0]) >> 16 * (g / 2 % 2) >> (6 * (g % 2) + 3 * (l / 2)) & 7;
         uint32_t high = byte_at(b + 32 + at / 16) >> 4 * (l % 2) & 15;
         uint32_t index = byte_at(b + at / 8) | (high & 7) << 8;
         put_ternary(v[0], t.point[index], half_value(half) * code_value(2 * own + 1, 0), high & 8);

@@ -11,32 +11,34 @@ struct table_rows { // what all of them have
     int64_t cols, first; // of the stored matrix; its row that is the view's first
     enum number rounded;
     __device__ __forceinline__ int64_t column(uint32_t unit, int) const { return (int64_t)unit * 8; }
-    __device__ __forceinline__ void round_pack(float v[8]) const {
-        if (rounded != NUMBER_F32) UNROLL for (int j = 0; j < 8; j++) v[j] = round_to(v[j], rounded);
+    __device__ __forceinline__ void finish(float v[1][8]) const {
+        if (rounded != NUMBER_F32) {
+            UNROLL for (int j = 0; j < 8; j++) v[0][j] = round_to(v[0][j], rounded);
+        }
     }
 };
 
 // --- NF4 and FP4 of bitsandbytes
-struct nf4_rows : table_rows {
+template <bool NESTED> struct nf4_rows : table_rows {
     struct tables {
-        float value[16], outer[256];
+        float value[16], outer[NESTED ? 256 : 1];
     };
     const uint8_t *codes, *outer_codes, *outer_scales;
-    block_divider block, outer_block;
+    power_of_two block, outer_block; // bitsandbytes has no other blocks
     float offset;
 
     __device__ void fill(tables &t) const {
         if (threadIdx.x < 16) t.value[threadIdx.x] = float_at<1>(codes + 4 * threadIdx.x);
-        for (int i = (int)threadIdx.x; outer_codes && i < 256; i += (int)blockDim.x)
+        for (int i = (int)threadIdx.x; NESTED && i < 256; i += (int)blockDim.x)
             t.outer[i] = float_at<1>(outer_codes + 4 * i);
     }
     bool aligned() const {
-        const uint8_t *floats = outer_codes ? outer_scales : scales;
+        const uint8_t *floats = NESTED ? outer_scales : scales;
         return (uintptr_t)data % 4 == 0 && cols % 8 == 0 && (uintptr_t)floats % 4 == 0;
     }
     template <int A> __device__ __forceinline__ float scale(const tables &t, int64_t e) const {
         int64_t b = block(e);
-        if (!outer_codes) return float_at<A>(scales + 4 * b);
+        if (!NESTED) return float_at<A>(scales + 4 * b);
         return t.outer[byte_at(scales + b)] * float_at<A>(outer_scales + 4 * outer_block(b)) + offset;
     }
     __device__ __forceinline__ float element(const tables &t, int64_t e) const {
@@ -56,7 +58,6 @@ struct nf4_rows : table_rows {
         uint32_t x = word_at < ALIGNED ? 4 : 1 > (data + e / 2);
         float d = scale < ALIGNED ? 4 : 1 > (t, e);
         UNROLL for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> (8 * (j / 2) + 4 - j % 2 * 4) & 15] * d;
-        round_pack(v[0]);
     }
 };
 
@@ -74,7 +75,6 @@ struct int8_rows : table_rows {
         words<8> x = load < 8, ALIGNED ? 8 : 1 > (data + (first + row) * cols + (int64_t)unit * 8);
         put_signed(v[0], x, float_at < ALIGNED ? 4 : 1 > (scales + 4 * (first + row)));
         UNROLL for (int j = 0; j < 8; j++) v[0][j] *= INVERSE;
-        round_pack(v[0]);
     }
 };
 
@@ -85,8 +85,12 @@ template <bool E5M2> struct fp8_rows : table_rows {
     int64_t scale_ld;
     enum number scale_type;
     bool packs; // eight neighbours have one factor
+    int64_t rows;
 
-    bool aligned() const { return (uintptr_t)data % 8 == 0 && cols % 8 == 0 && (uintptr_t)scales % 4 == 0 && packs; }
+    bool aligned() const {
+        return (uintptr_t)data % 8 == 0 && cols % 8 == 0 && (uintptr_t)scales % 4 == 0 && packs &&
+               !((rows | cols) >> 31);
+    }
     static __device__ __forceinline__ float value(uint32_t word, int j) { // of byte j
         int32_t top = (int32_t)(word << (24 - 8 * j));
         float x;
@@ -100,7 +104,10 @@ template <bool E5M2> struct fp8_rows : table_rows {
         return x;
     }
     template <int A> __device__ __forceinline__ float scale(int64_t row, int64_t col) const {
-        return scales ? number_at<A>(scales, scale_type, block_row(row) * scale_ld + block_col(col)) : 1.0f;
+        if (!scales) return 1;
+        int64_t at = A >= 4 ? block_row.small(row) * scale_ld + block_col.small(col)
+                            : block_row(row) * scale_ld + block_col(col);
+        return number_at<A>(scales, scale_type, at);
     }
     __device__ __forceinline__ float number(const tables &, int64_t row, int64_t col) const {
         row += first;
@@ -115,7 +122,6 @@ template <bool E5M2> struct fp8_rows : table_rows {
             if (!ALIGNED && !packs) d = scale<1>(row, (int64_t)unit * 8 + j);
             v[0][j] = value(x.w[j / 4], j % 4) * d;
         }
-        round_pack(v[0]);
     }
 };
 
@@ -146,7 +152,6 @@ struct mxfp4_rows : table_rows {
         uint32_t x = word_at < ALIGNED ? 4 : 1 > (codes(row) + (int64_t)unit * 4);
         float d = scale(row, (int64_t)unit * 8);
         UNROLL for (int j = 0; j < 8; j++) v[0][j] = t.value[x >> 4 * j & 15] * d;
-        round_pack(v[0]);
     }
 };
 
@@ -159,13 +164,13 @@ template <class F> F rows_of(const decode_call &c) {
     return f;
 }
 
-void decode_nf4(const struct gpu *g, const decode_call &c) {
+template <bool NESTED> void decode_nf4(const struct gpu *g, const decode_call &c) {
     const struct weight_tables *t = c.w->tables;
-    nf4_rows f = rows_of<nf4_rows>(c);
+    auto f = rows_of<nf4_rows<NESTED>>(c);
     f.codes = t->table[TABLE_CODES].data;
     f.outer_codes = t->table[TABLE_OUTER_CODES].data, f.outer_scales = t->table[TABLE_OUTER_SCALES].data;
-    f.block = block_divider_of(t->block_cols, INT64_MAX);
-    f.outer_block = block_divider_of(t->scale_block ? t->scale_block : 1, INT64_MAX);
+    f.block = power_of_two_of(t->block_cols);
+    f.outer_block = power_of_two_of(NESTED ? t->scale_block : 1);
     f.offset = t->offset;
     launch_rows(g, c, f);
 }
@@ -175,7 +180,7 @@ template <bool E5M2> void decode_fp8(const struct gpu *g, const decode_call &c) 
     fp8_rows<E5M2> f = rows_of<fp8_rows<E5M2>>(c);
     int64_t rows = t->block_rows ? t->block_rows : 1, cols = t->block_cols ? t->block_cols : 1;
     f.block_row = block_divider_of(rows, t->rows - 1), f.block_col = block_divider_of(cols, t->cols - 1);
-    f.scale_ld = t->scale_ld, f.scale_type = t->scale_type;
+    f.scale_ld = t->scale_ld, f.scale_type = t->scale_type, f.rows = t->rows;
     f.packs = !f.scales || cols % 8 == 0 || cols >= t->cols;
     launch_rows(g, c, f);
 }
@@ -185,7 +190,12 @@ void decode_tables(const struct gpu *g, const decode_call &call) {
     const struct weight_tables *t = call.w->tables;
     switch (call.w->format->id) {
     case QUANT_NF4:
-    case QUANT_FP4: decode_nf4(g, call); break;
+    case QUANT_FP4:
+        if (t->table[TABLE_OUTER_CODES].data)
+            decode_nf4<true>(g, call);
+        else
+            decode_nf4<false>(g, call);
+        break;
     case QUANT_INT8: launch_rows(g, call, rows_of<int8_rows>(call)); break;
     case QUANT_FP8_E4M3: decode_fp8<false>(g, call); break;
     case QUANT_FP8_E5M2: decode_fp8<true>(g, call); break;

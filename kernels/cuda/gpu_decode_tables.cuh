@@ -9,9 +9,18 @@ __device__ __forceinline__ float e8m0(uint32_t byte) { // 2^(byte - 127); 255 is
 }
 template <int A> // of data
 __device__ __forceinline__ float number_at(const uint8_t *data, enum number type, int64_t i) {
-    if (type == NUMBER_F32) return float_at<A>(data + 4 * i);
+    if constexpr (A >= 4) { // one load whatever the type
+        int log_bytes = type == NUMBER_F32 ? 2 : type == NUMBER_E8M0 ? 0 : 1;
+        uintptr_t at = (uintptr_t)data + (uintptr_t)(i << log_bytes);
+        uint32_t x = __ldg((const uint32_t *)(at & ~(uintptr_t)3)) >> 8 * (at & 3);
+        return type == NUMBER_F32    ? __uint_as_float(x)
+               : type == NUMBER_BF16 ? __uint_as_float(x << 16)
+               : type == NUMBER_F16  ? half_value(x & 0xFFFF)
+                                     : e8m0(x & 255);
+    }
+    if (type == NUMBER_F32) return float_at<1>(data + 4 * i);
     if (type == NUMBER_E8M0) return e8m0(byte_at(data + i));
-    uint32_t x = half_at<A>(data + 2 * i);
+    uint32_t x = half_at<1>(data + 2 * i);
     return type == NUMBER_F16 ? half_value(x) : __uint_as_float(x << 16);
 }
 // What values are rounded to before they are stored; the store's own rounding to bf16 need not be done twice.
