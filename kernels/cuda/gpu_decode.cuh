@@ -2,13 +2,14 @@
 //
 // The plan. A thread makes packs of 8 neighbouring columns of a row: in bf16 a store of 16 bytes, lanes side by side.
 // Where a byte holds two elements that lie apart (Q4_0: 16 columns, Q4_K: 32), a thread makes both packs from the same
-// 8 bytes (F::PACKS packs, F::GAP columns apart); else it makes two units at once (F::WAYS), so that loads of the
-// second run beside the arithmetic of the first. Packed bytes are read where they lie, in words of 4 to 16 bytes
-// shifted into place: neighbouring lanes read neighbouring words, every sector comes from memory once and the rest from
-// L1; staging blocks in shared memory would cost a barrier and save nothing. Scales are read once per unit, by all
-// lanes that share them in one broadcast. Codes become floats without a conversion instruction: a byte permuted into
-// the mantissa of 2^23. That is 5 instructions an element or less, of the 8 or so that memory leaves time for on an
-// H200.
+// 8 bytes (F::PACKS packs, F::GAP columns apart); else it makes two units at once (F::WAYS), straight through, so that
+// all their loads are on their way before the first is waited for. Packed bytes are read where they lie, in words of 4
+// to 16 bytes that are shifted into place where blocks are not aligned (18 or 210 bytes): neighbouring lanes read
+// neighbouring words, every sector comes from memory once and what is left of it from L1. Staging blocks in shared
+// memory would cost a barrier and more instructions, and save no byte. Scales are read once per unit, by all lanes that
+// share them in one broadcast. Codes become floats without a conversion instruction: a byte is permuted into the
+// mantissa of 2^23, which is then subtracted. That makes 7 to 11 instructions an element, everything included, where an
+// H200 has time for 17 while its memory moves the 2.5 bytes that go with one.
 //
 // A format F is a small struct that is passed to its kernel:
 //   PACKS, WAYS         see above
@@ -255,7 +256,7 @@ template <int PACKS> __device__ __forceinline__ void fill_nan(float v[PACKS][8])
     UNROLL for (int p = 0; p < PACKS; p++) UNROLL for (int j = 0; j < 8; j++) v[p][j] = __uint_as_float(0x7FC00000u);
 }
 
-enum { THREADS = 256, FEW_THREADS = 64 };
+enum { THREADS = 256, TURNED_THREADS = 64 };
 #if defined(__CUDACC__)
 constexpr int64_t UNITS_OF_LAUNCH = 1 << 30;
 #else
@@ -360,14 +361,14 @@ template <class F> __global__ __launch_bounds__(THREADS) void turned_kernel(turn
 }
 
 // Any element by itself: for gathers from rows on their side, which no model asks for.
-template <class F> __global__ __launch_bounds__(THREADS) void turned_elements_kernel(turned_args a, F f) {
+template <class F> __global__ __launch_bounds__(TURNED_THREADS) void turned_elements_kernel(turned_args a, F f) {
     __shared__ typename F::tables t;
     const rows_args &r = a.rows;
     if constexpr (!std::is_empty_v<typename F::tables>) {
         f.fill(t);
         __syncthreads();
     }
-    int64_t row = blockIdx.x / a.tiles, col = (int64_t)(blockIdx.x % a.tiles) * THREADS + threadIdx.x;
+    int64_t row = blockIdx.x / a.tiles, col = (int64_t)(blockIdx.x % a.tiles) * TURNED_THREADS + threadIdx.x;
     if (col >= r.cols) return;
     int64_t from = source_row(r, row);
     float x = __uint_as_float(0x7FC00000u);
@@ -406,7 +407,7 @@ template <class F> void launch_rows(const struct gpu *g, const decode_call &c, c
     if (units == 0) return;
     a.units = units_divider_of((uint32_t)units);
     a.plain = !c.ids && a.cols % 8 == 0;
-    int64_t most = UNITS_OF_LAUNCH / units; // rows
+    int64_t most = UNITS_OF_LAUNCH > units ? UNITS_OF_LAUNCH / units : 1; // rows
     // A block that fills tables goes on for longer, but there are blocks enough to keep all multiprocessors busy to the
     // end: four times as many as can run at once.
     constexpr int LIMIT = sizeof(typename F::tables) <= 64 ? 2 : sizeof(typename F::tables) <= 2048 ? 4 : 16;
@@ -415,8 +416,8 @@ template <class F> void launch_rows(const struct gpu *g, const decode_call &c, c
         int64_t rows = c.rows - at < most ? c.rows - at : most, total = rows * units, per = total / busy;
         a.per = per < 1 ? 1 : per > LIMIT ? LIMIT : (int)per;
         a.total = (uint32_t)total;
-        // Few rows: small blocks, so that they spread over more multiprocessors.
-        int threads = total < (int64_t)g->multiprocessors * THREADS * F::WAYS ? FEW_THREADS : THREADS;
+        int threads = THREADS; // few rows: small blocks, so that they spread over the multiprocessors
+        while (threads > WARP && total < (int64_t)g->multiprocessors * 2 * threads * F::WAYS) threads /= 2;
         unsigned grid = blocks_for(total, (int64_t)threads * a.per * F::WAYS);
         if (f.aligned())
             DISPATCH(c.dtype, T, LAUNCH((rows_kernel<F, T, true>), grid, threads, 0, g->stream, a, f));
@@ -437,8 +438,8 @@ template <class F> void launch_turned(const struct gpu *g, const decode_call &c,
     a.turned = c.w->turned_rows ? c.w->turned_rows : c.w->rows;
     if (c.rows == 0 || c.w->cols == 0) return;
     if (c.ids) {
-        a.tiles = blocks_for(c.w->cols, THREADS);
-        LAUNCH((turned_elements_kernel<F>), (unsigned)(a.tiles * c.rows), THREADS, 0, g->stream, a, f);
+        a.tiles = blocks_for(c.w->cols, TURNED_THREADS);
+        LAUNCH((turned_elements_kernel<F>), (unsigned)(a.tiles * c.rows), TURNED_THREADS, 0, g->stream, a, f);
         return;
     }
     a.tiles = blocks_for(c.w->cols, tile::ACROSS);

@@ -5,8 +5,8 @@
 // 16 bytes. A warp is 8 such packs across (64 columns, 128 bytes of bf16 to a row) and 4 down (16 rows, 64 bytes of
 // every line of words); a block 2 by 4 warps. AWQ packs along the rows: a word holds 8 rows of one column. A thread
 // takes 8 words, of 8 neighbouring columns, and turns them in registers; a warp is 4 packs across and 8 words (32
-// bytes, 64 rows) down, a block 4 by 2 warps. Every sector is read by one warp, and written by one. Scales and zero
-// points are read for all rows of a thread at once.
+// bytes, 64 rows) down, a block 4 by 2 warps. Where there are few rows, blocks have fewer warps down. Every sector is
+// read by one warp, and written by one. Scales and zero points are read for all rows of a thread at once.
 #include "kernels/cuda/gpu_decode_tables.cuh"
 
 namespace {
@@ -39,11 +39,6 @@ struct column_tables { // what both have
             }
         } else {
             UNROLL for (int i = 0; i < N; i++) out[i] = i < there ? number_at<1>(scales, scale_type, at + i) : 0;
-        }
-    }
-    __device__ __forceinline__ void round_pack(float v[8]) const {
-        if (rounded != NUMBER_F32) {
-            UNROLL for (int j = 0; j < 8; j++) v[j] = round_to(v[j], rounded);
         }
     }
 };
@@ -137,7 +132,7 @@ __global__ __launch_bounds__(THREADS) void gptq_kernel(column_args a, gptq<BITS>
     constexpr bool WIDE = KIND == ALIGNED; // then rows come in fours, too
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int64_t pack = (int64_t)(blockIdx.x % a.tiles) * 16 + warp % 2 * 8 + lane % 8;
-    int64_t row = f.first / 4 * 4 + (int64_t)(blockIdx.x / a.tiles) * 64 + warp / 2 * 16 + lane / 8 * 4;
+    int64_t row = f.first / 4 * 4 + (int64_t)(blockIdx.x / a.tiles) * (blockDim.x / 4) + warp / 2 * 16 + lane / 8 * 4;
     if (pack * 8 >= a.cols || row >= f.first + a.n) return;
     four_packs q = codes_of<BITS, WIDE>(f, pack, row);
     float v[4][8];
@@ -152,7 +147,7 @@ __global__ __launch_bounds__(THREADS) void gptq_kernel(column_args a, gptq<BITS>
     }
     T *out = (T *)a.out + (row - f.first) * a.ld + pack * 8;
     UNROLL for (int i = 0; i < 4; i++) {
-        f.round_pack(v[i]);
+        round_eight(v[i], f.rounded);
         if (row + i >= f.first && row + i < f.first + a.n) store_pack(out + i * a.ld, v[i], a.wide);
     }
 }
@@ -178,7 +173,7 @@ struct awq : column_tables {
 template <bool WIDE, class T> __global__ __launch_bounds__(THREADS) void awq_kernel(column_args a, awq f) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int64_t col = (int64_t)(blockIdx.x % a.tiles) * 128 + warp % 4 * 32 + lane / 8 * 8;
-    int64_t w = f.first / 8 + (int64_t)(blockIdx.x / a.tiles) * 16 + warp / 4 * 8 + lane % 8;
+    int64_t w = f.first / 8 + (int64_t)(blockIdx.x / a.tiles) * (blockDim.x / 16) + warp / 4 * 8 + lane % 8;
     if (col >= a.cols || w * 8 >= f.first + a.n) return;
     uint32_t x[8];
     UNROLL for (int j = 0; j < 8; j++) x[j] = word_at < WIDE ? 4 : 1 > (f.word(f.data, col + j, w));
@@ -190,7 +185,7 @@ template <bool WIDE, class T> __global__ __launch_bounds__(THREADS) void awq_ker
     UNROLL for (int i = 0; i < 8; i++) {
         float v[8], zero = f.code(zeros, i);
         UNROLL for (int j = 0; j < 8; j++) v[j] = (f.code(x[j], i) - zero) * scales[i];
-        f.round_pack(v);
+        round_eight(v, f.rounded);
         if (8 * w + i >= f.first && 8 * w + i < f.first + a.n) store_pack(out + i * a.ld, v, a.wide);
     }
 }
@@ -229,12 +224,19 @@ bool groups_cut_packs(const decode_call &c) {
     return c.w->tables->table[TABLE_GROUPS].data || (size % 8 && size < c.w->cols);
 }
 
-// Tiles of `across` columns and `down` stored rows, of which the first begins at a multiple of `step`.
+// Tiles of 128 columns and `down` stored rows, of which the first begins at a multiple of `step`; half or a quarter of
+// a block where there are no more rows than that.
+struct column_grid {
+    unsigned blocks, threads;
+};
 template <class F>
-column_args args_of(const decode_call &c, F &f, int64_t across, int64_t down, int64_t step, unsigned *grid) {
-    column_args a = {c.out, c.ld, c.rows, c.w->cols, blocks_for(c.w->cols, across), stores_are_wide(c)};
+column_args args_of(const decode_call &c, F &f, int64_t down, int64_t step, unsigned fewest, column_grid *grid) {
+    column_args a = {c.out, c.ld, c.rows, c.w->cols, blocks_for(c.w->cols, 128), stores_are_wide(c)};
     f.first += c.row;
-    *grid = a.tiles * blocks_for(f.first % step + c.rows, down);
+    int64_t rows = f.first % step + c.rows;
+    grid->threads = THREADS;
+    while (grid->threads > fewest && rows <= down / 2) grid->threads /= 2, down /= 2;
+    grid->blocks = a.tiles * blocks_for(rows, down);
     return a;
 }
 
@@ -244,14 +246,14 @@ template <int BITS> void decode_gptq(const struct gpu *g, const decode_call &c) 
         launch_rows(g, c, element_rows<gptq<BITS>>{f});
         return;
     }
-    unsigned grid;
-    column_args a = args_of(c, f, 128, 64, 4, &grid);
+    column_grid grid;
+    column_args a = args_of(c, f, 64, 4, 64, &grid);
     if (groups_cut_packs(c))
-        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, MIXED, T>), grid, THREADS, 0, g->stream, a, f));
+        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, MIXED, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
     else if (f.aligned() && f.rows % 4 == 0)
-        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ALIGNED, T>), grid, THREADS, 0, g->stream, a, f));
+        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ALIGNED, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
     else
-        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ANYWHERE, T>), grid, THREADS, 0, g->stream, a, f));
+        DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ANYWHERE, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
 }
 
 void decode_awq(const struct gpu *g, const decode_call &c) {
@@ -260,12 +262,12 @@ void decode_awq(const struct gpu *g, const decode_call &c) {
         launch_rows(g, c, element_rows<awq>{f});
         return;
     }
-    unsigned grid;
-    column_args a = args_of(c, f, 128, 128, 8, &grid);
+    column_grid grid;
+    column_args a = args_of(c, f, 128, 8, 128, &grid);
     if (f.aligned())
-        DISPATCH(c.dtype, T, LAUNCH((awq_kernel<true, T>), grid, THREADS, 0, g->stream, a, f));
+        DISPATCH(c.dtype, T, LAUNCH((awq_kernel<true, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
     else
-        DISPATCH(c.dtype, T, LAUNCH((awq_kernel<false, T>), grid, THREADS, 0, g->stream, a, f));
+        DISPATCH(c.dtype, T, LAUNCH((awq_kernel<false, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
 }
 } // namespace
 

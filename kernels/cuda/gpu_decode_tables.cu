@@ -11,11 +11,7 @@ struct table_rows { // what all of them have
     int64_t cols, first; // of the stored matrix; its row that is the view's first
     enum number rounded;
     __device__ __forceinline__ int64_t column(uint32_t unit, int) const { return (int64_t)unit * 8; }
-    __device__ __forceinline__ void finish(float v[1][8]) const {
-        if (rounded != NUMBER_F32) {
-            UNROLL for (int j = 0; j < 8; j++) v[0][j] = round_to(v[0][j], rounded);
-        }
-    }
+    __device__ __forceinline__ void finish(float v[1][8]) const { round_eight(v[0], rounded); }
 };
 
 // --- NF4 and FP4 of bitsandbytes

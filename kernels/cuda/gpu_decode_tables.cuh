@@ -23,6 +23,17 @@ __device__ __forceinline__ float number_at(const uint8_t *data, enum number type
     uint32_t x = half_at<1>(data + 2 * i);
     return type == NUMBER_F16 ? half_value(x) : __uint_as_float(x << 16);
 }
+__device__ __forceinline__ void round_eight(float v[8], enum number type) { // as round_to
+    if (type == NUMBER_F32) return;
+    if (type == NUMBER_F16) {
+        UNROLL for (int j = 0; j < 8; j++) v[j] = rounded_to_half(v[j]);
+    } else {
+        UNROLL for (int j = 0; j < 8; j += 2) { // in pairs: one conversion for both
+            uint32_t pair = bf16_pair(v[j], v[j + 1]);
+            v[j] = __uint_as_float(pair << 16), v[j + 1] = __uint_as_float(pair & 0xFFFF0000u);
+        }
+    }
+}
 // What values are rounded to before they are stored; the store's own rounding to bf16 need not be done twice.
 inline enum number rounding_of(const decode_call &c) {
     enum number rounded = c.w->tables->rounded;
