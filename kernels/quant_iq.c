@@ -27,7 +27,7 @@ struct block_iq4_xs {
 static_assert(sizeof(struct block_iq4_nl) == 18, "no padding");
 static_assert(sizeof(struct block_iq4_xs) == 136, "no padding");
 
-static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t iq4_values[16] = QUANT_IQ4_VALUES;
 
 static void put_nibbles(float out[32], float scale, const uint8_t qs[16]) {
     for (int j = 0; j < 16; j++) {
@@ -125,7 +125,7 @@ static void put_signed(float *out, float magnitude, int negative) {
 }
 
 static void put_point_of_eight(float out[8], float scale, int point, int signs) {
-    static const float values[] = {8, 25, 43, 0}; // no point has a 3
+    static const float values[] = QUANT_IQ2_VALUES;
     for (int j = 0; j < 8; j++) put_signed(&out[j], scale * values[(point >> (2 * j)) & 3], signs >> j & 1);
 }
 
@@ -188,7 +188,7 @@ void quant_iq2_s_decode(const uint8_t *bytes, float *out, int64_t count) {
 }
 
 void quant_iq3_xxs_decode(const uint8_t *bytes, float *out, int64_t count) {
-    static const float values[8] = {4, 12, 20, 28, 36, 44, 52, 62};
+    static const float values[8] = QUANT_IQ3_XXS_VALUES;
     struct block_iq3_xxs b;
     for (int64_t i = 0; i < count; i += 256, bytes += sizeof b) {
         memcpy(&b, bytes, sizeof b);
@@ -206,7 +206,7 @@ void quant_iq3_xxs_decode(const uint8_t *bytes, float *out, int64_t count) {
 }
 
 void quant_iq3_s_decode(const uint8_t *bytes, float *out, int64_t count) {
-    static const float values[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+    static const float values[8] = QUANT_IQ3_S_VALUES;
     struct block_iq3_s b;
     for (int64_t i = 0; i < count; i += 256, bytes += sizeof b) {
         memcpy(&b, bytes, sizeof b);

@@ -177,6 +177,19 @@ static inline int table_weight_make(struct table_weight *t, enum quant id, int64
     }
 }
 
+// Any bytes for codes and scales (NaN, infinity, numbers below the normal range). Not for the maps, whose numbers were
+// checked to be finite, nor for the groups of columns.
+static inline void table_weight_spoil(struct table_weight *t, uint32_t seed) {
+    enum quant id = t->w.format->id;
+    for (int i = 0; i < 6; i++) {
+        bool map = (id == QUANT_NF4 || id == QUANT_FP4) && (i == 2 || i == 4);
+        bool groups = id >= QUANT_GPTQ_2 && id <= QUANT_GPTQ_8 && i == 3;
+        uint32_t state = seed;
+        for (size_t b = 0; b < t->block[i].bytes && !map && !groups; b++)
+            t->block[i].data[b] = (uint8_t)(table_word(&state) >> 9);
+    }
+}
+
 static inline void table_weight_free(struct table_weight *t) {
     for (int i = 0; i < 6; i++) {
         struct table_block *b = &t->block[i];

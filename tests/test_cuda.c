@@ -1,22 +1,10 @@
 // The CUDA backend against the reference loops: every op, in f32 and bf16, rows close together and apart. Runs on the
 // host (tests/cuda_host) unless GRAFT_TEST_GPU is set; then on the GPU.
+#include "tests/cuda_open.h"
 #include "tests/op_compare.h"
 #include "tests/row_cases.h"
 
-#include <unistd.h>
-
 #define TOLERANCE 3e-6
-
-static void choose_plugin(void) {
-    char path[4096];
-    if (getenv("GRAFT_TEST_GPU")) return;
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
-    bench_require(n > 0, "where this program lies");
-    path[n] = '\0';
-    for (int i = 0; i < 2; i++) *strrchr(path, '/') = '\0';
-    strcat(path, "/cuda_host/libgraft_cuda.so");
-    setenv("GRAFT_CUDA_PLUGIN", path, 1);
-}
 
 // As compare_run, on a device of its own, since weights are copied when it is opened.
 static struct bench *run_on_device(const struct op_case *c, enum dtype act, int64_t pad) {
@@ -24,7 +12,7 @@ static struct bench *run_on_device(const struct op_case *c, enum dtype act, int6
     struct bench *t = bench_open(act, pad);
     c->build(t, c->variant);
     bench_keep(t);
-    choose_plugin();
+    cuda_choose_plugin();
     struct bench_runner r = {.backend = backend_open_cuda(&err),
                              .all = {.dtype = DTYPE_U8, .rows = 1, .cols = BENCH_BYTES, .ld = BENCH_BYTES}};
     CHECK_MSG(r.backend, "%s", err.text);

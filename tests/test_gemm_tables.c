@@ -94,13 +94,7 @@ static void check_decoders(bool wild) {
             if ((variant & 3) == 3) continue;
             bool odd = formats[f] >= QUANT_FP8_E4M3 && formats[f] <= QUANT_FP8_E5M2 && variant & TABLE_OTHER;
             CHECK_MSG(table_weight_make(&t, formats[f], 192, odd ? 301 : 384, variant, 3) == 0, "%s", t.err.text);
-            for (int i = 0; i < 6 && wild; i++) { // not the maps, whose numbers were checked to be finite
-                bool map = (formats[f] == QUANT_NF4 || formats[f] == QUANT_FP4) && (i == 2 || i == 4);
-                bool groups = formats[f] >= QUANT_GPTQ_2 && formats[f] <= QUANT_GPTQ_8 && i == 3;
-                uint32_t seed = 99;
-                for (size_t b = 0; b < t.block[i].bytes && !map && !groups; b++)
-                    t.block[i].data[b] = (uint8_t)(table_word(&seed) >> 9);
-            }
+            if (wild) table_weight_spoil(&t, 99);
             struct weight view = weight_rows(&t.w, 8, 120);
             for (int i = 0; i < n; i++) {
                 const struct gemm_table_decoder *d = &set[i].gemm->table_decoders[formats[f]];

@@ -34,4 +34,9 @@ $(BUILD)/cuda_host/%.o: %.cu
 $(BUILD)/cuda_host/%.o: %.cpp
 	@mkdir -p $(@D) && echo cc $<
 	@$(CXX) $(HOST_CXX) -c -o $@ $<
+# Programs for a real GPU.
+GPU_DECODE = $(patsubst %.cu,$(BUILD)/cuda/%.o,$(wildcard kernels/cuda/gpu_decode*.cu))
+$(BUILD)/bench/gpu_decode: bench/gpu_decode.c $(GPU_DECODE) $(BUILD)/libgraft.a
+	@mkdir -p $(@D) && echo cc $<
+	@$(CC) $(CFLAGS) -isystem $(CUDA)/include -o $@ $< $(GPU_DECODE) $(BUILD)/libgraft.a -L$(CUDA)/lib64 -lcudart_static -lstdc++ -lrt $(LDLIBS)
 .PHONY: cuda cuda_host
