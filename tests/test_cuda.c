@@ -87,4 +87,19 @@ TEST(test_copies) {
     compare_op(OP_KV_WRITE);
 }
 
-TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies))
+TEST(test_mixtures_routing) {
+    compare_op(OP_MOE_ROUTE);
+    compare_op(OP_MOE_BALANCE);
+}
+TEST(test_mixtures_rows) {
+    compare_op(OP_MOE_GATHER);
+    compare_op(OP_MOE_COMBINE);
+    compare_op(OP_GATE);
+    compare_op(OP_MLA_KEYS);
+}
+TEST(test_mixtures_linears) {
+    compare_op(OP_MOE_LINEAR_GROUP);
+}
+
+TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies),
+          CASE(test_mixtures_routing), CASE(test_mixtures_rows), CASE(test_mixtures_linears))
