@@ -1,5 +1,6 @@
 // The CUDA backend against the reference loops: every op, in f32 and bf16, rows close together and apart. Runs on the
 // host (tests/cuda_host) unless GRAFT_TEST_GPU is set; then on the GPU.
+#include "tests/cuda_cases_moe.h"
 #include "tests/op_compare.h"
 #include "tests/row_cases.h"
 
@@ -64,6 +65,8 @@ static void compare_op(enum op op) {
         if (row_cases[i].op == op) compare_case_on_device(&row_cases[i]);
     for (size_t i = 0; i < COUNT_OF(op_cases); i++)
         if (op_cases[i].op == op) compare_case_on_device(&op_cases[i]);
+    for (size_t i = 0; i < COUNT_OF(moe_cases); i++)
+        if (moe_cases[i].op == op) compare_case_on_device(&moe_cases[i]);
 }
 
 TEST(test_norms) {
