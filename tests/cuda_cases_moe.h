@@ -150,6 +150,7 @@ struct big_linear {
     float dropout;
     bool bias, acc, scattered; // scattered: experts stand in the file in another order
     bool shared_a, no_dx, one_missing, frozen;
+    bool apart; // each expert is a weight of its own, though their bytes follow one another
 };
 static const struct big_linear big_linears[] = {
     {.rows = 300,
@@ -302,6 +303,15 @@ static const struct big_linear big_linears[] = {
      .kind = 2,
      .format = QUANT_F32,
      .bias = true},
+    {.rows = 150, .in = 17, .out = 41, .experts = 5, .parts = 2, .format = QUANT_F32, .apart = true},
+    {.rows = 150,
+     .in = 17,
+     .out = 41,
+     .experts = 5,
+     .parts = 2,
+     .format = QUANT_BF16,
+     .scattered = true,
+     .apart = true},
 };
 
 // The experts of a part: rows of one matrix, in their order or not.
@@ -309,8 +319,13 @@ static inline const struct weight *big_experts(struct bench *t, const struct big
     const struct weight *all = bench_weight(t, c->format, c->experts * out, c->in, 0);
     struct weight *w = pool_array(&t->pool, (uint64_t)c->experts, sizeof *w);
     bench_require(w, "memory");
-    for (int64_t e = 0; e < c->experts; e++)
+    if (c->apart) t->n_weights--;
+    for (int64_t e = 0; e < c->experts; e++) {
         w[e] = weight_rows(all, (c->scattered ? (e * 11 + 5) % c->experts : e) * out, out);
+        if (!c->apart) continue;
+        bench_require(t->n_weights < BENCH_TENSORS, "too many weights");
+        t->weights[t->n_weights++] = &w[e];
+    }
     return w;
 }
 
@@ -417,4 +432,6 @@ static const struct op_case moe_cases[] = {
     {"linear frozen adapter", OP_MOE_LINEAR_GROUP, case_big_linear, 12},
     {"linear nobody", OP_MOE_LINEAR_GROUP, case_big_linear, 13},
     {"linear one", OP_MOE_LINEAR_GROUP, case_big_linear, 14},
+    {"linear experts apart", OP_MOE_LINEAR_GROUP, case_big_linear, 15},
+    {"linear scattered experts apart", OP_MOE_LINEAR_GROUP, case_big_linear, 16},
 };

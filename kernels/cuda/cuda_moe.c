@@ -81,6 +81,11 @@ struct experts {
     size_t size;
     int64_t rows, in;
     struct grouped_rows all;
+    struct source {
+        bool plain, scattered;
+        const uint8_t *first; // plain, not scattered: expert e is at first + e step bytes
+        int64_t step;
+    } source[LINEAR_MAX_PARTS];
 };
 
 struct span {
@@ -126,106 +131,95 @@ struct lot { // of one launch: experts [begin, end)
     int begin, end;
 };
 
-// Where an expert lies on the device; it is plain.
-static int plain_at(struct experts *x, const struct weight *w, const uint8_t **out, struct error *err) {
-    struct weight device;
-    struct weight_tables tables;
-    if (cuda_weight_on_device(x->b, w, &device, &tables, err)) return -1;
-    if ((uintptr_t)device.data % x->size)
-        return error_set(err, STATUS_INTERNAL, "expert %s lies at an odd address", w->name ? w->name : "?");
-    *out = device.data;
-    return 0;
-}
-
-// Do the plain experts of a part lie at equal distances? Then any number of them is one launch.
-static int distance_of(struct experts *x, const struct weight *w, const uint8_t **first, int64_t *step,
-                       struct error *err) {
-    const uint8_t *before = NULL, *at;
-    *step = 0;
-    for (int e = 0; e < x->call->p.linear.experts; e++, before = at) {
-        if (plain_at(x, w + e, &at, err)) return -1;
-        if (e == 0) *first = at;
-        if (e == 1) *step = at - before;
-        if (weight_stride(w + e) != weight_stride(w) || (e > 1 && at - before != *step)) *step = -1;
-        if (*step < 0 || *step % (int64_t)x->size) return *step = -1, 0;
+// Where the experts of a part lie, where none of them has to be decoded. Those at equal distances need no table of
+// addresses: any number of them is one launch.
+static int source_of(struct experts *x, int part, struct source *out, struct error *err) {
+    const struct weight *w = x->call->p.linear.parts[part].w;
+    *out = (struct source){.plain = true};
+    for (int e = 0; e < x->all.end && out->plain; e++) out->plain = cuda_weight_is_plain(w + e, x->dtype);
+    const uint8_t *before = NULL;
+    for (int e = 0; e < x->all.end && out->plain; e++) {
+        struct weight device;
+        struct weight_tables tables;
+        if (cuda_weight_on_device(x->b, w + e, &device, &tables, err)) return -1;
+        if ((uintptr_t)device.data % x->size)
+            return error_set(err, STATUS_INTERNAL, "expert %s lies at an odd address", w[e].name ? w[e].name : "?");
+        if (weight_stride(w + e) != weight_stride(w))
+            return error_set(err, STATUS_INTERNAL, "experts of one linear with rows of different lengths");
+        int64_t step = before ? device.data - before : 0;
+        if (e == 0) out->first = device.data;
+        if (e == 1) out->step = step;
+        out->scattered |= e > 0 && (step != out->step || step <= 0 || step % (int64_t)x->size != 0);
+        before = device.data;
     }
     return 0;
 }
 
-// Experts [begin, end) as one weight, where their bytes are one after another.
-static struct weight run_of(const struct weight *w, int begin, int *end) {
-    struct weight all = w[begin];
-    bool turned = all.transposed && (all.turned_rows == 0 || all.turned_rows == all.rows),
-         apart = all.transposed && !turned;
-    size_t bytes = weight_bytes(&all);
-    if (!all.transposed && all.stride) bytes = all.stride * (size_t)all.rows;
+// Experts from `begin` on that lie on the device one after another, at most to *end, as one weight.
+static int run_of(struct experts *x, const struct weight *w, int begin, int *end, struct weight *all,
+                  struct weight_tables *tables, struct error *err) {
+    if (cuda_weight_on_device(x->b, w + begin, all, tables, err)) return -1;
+    bool alone = all->transposed && (all->stride || (all->turned_rows && all->turned_rows != all->rows));
+    size_t bytes = all->transposed ? weight_bytes(all) : weight_stride(all) * (size_t)all->rows;
     int e = begin + 1;
-    for (; e < *end && !apart; e++) {
-        const struct weight *n = &w[e], *last = &w[e - 1];
-        bool alike = n->format == all.format && n->rows == all.rows && n->cols == all.cols && n->stride == all.stride &&
-                     n->transposed == all.transposed && n->turned_rows == w[begin].turned_rows &&
-                     n->tables == all.tables;
-        bool follows = all.tables ? n->data == all.data && n->first_row == last->first_row + last->rows
-                                  : n->data == last->data + bytes;
+    for (; e < *end && !alone; e++) {
+        const struct weight *last = &w[e - 1];
+        struct weight next;
+        struct weight_tables unused;
+        if (cuda_weight_on_device(x->b, w + e, &next, &unused, err)) return -1;
+        bool alike = next.format == all->format && next.rows == all->rows && next.cols == all->cols &&
+                     next.stride == all->stride && next.transposed == all->transposed &&
+                     next.turned_rows == all->turned_rows && w[e].tables == w[begin].tables;
+        bool follows = w[begin].tables ? next.data == all->data && next.first_row == last->first_row + last->rows
+                                       : next.data == all->data + bytes * (size_t)(e - begin);
         if (!alike || !follows) break;
     }
-    if (turned) all.turned_rows = all.rows;
-    all.rows *= e - begin;
+    if (all->transposed && !alone) all->turned_rows = all->rows;
+    all->rows *= e - begin;
     *end = e;
-    return all;
+    return 0;
 }
 
 // The part's weights for the lot's product, decoded where they have to be.
-static int frozen(struct experts *x, int part, const struct lot *lot, struct grouped_term *term, int *tables,
-                  struct grouped_product *p, struct error *err) {
+static int frozen(struct experts *x, int part, const struct lot *lot, struct grouped_term *term,
+                  struct grouped_product *p, int *tables, struct error *err) {
+    const struct source *source = &x->source[part];
     const struct weight *w = x->call->p.linear.parts[part].w;
-    const uint8_t *first;
-    int64_t step;
-    bool plain = true;
-    for (int e = 0; e < x->call->p.linear.experts && plain; e++) plain = cuda_weight_is_plain(w + e, x->dtype);
+    struct weight run;
+    struct weight_tables run_tables;
     term->table = -1;
-    if (plain) {
-        if (distance_of(x, w, &first, &step, err)) return -1;
-        term->b_ld = (int64_t)(weight_stride(w) / x->size);
-        if (step >= 0) return term->b = first, term->step = step / (int64_t)x->size, 0;
-        term->table = (*tables)++;
-        for (int e = lot->begin; e < lot->end; e++) {
-            if (weight_stride(w + e) != weight_stride(w))
-                return error_set(err, STATUS_INTERNAL, "experts of one linear with rows of different lengths");
-            if (plain_at(x, w + e, &first, err)) return -1;
-            p->tables[term->table][e - lot->begin] = first;
+    if (!source->plain) {
+        uint8_t *to = x->base + x->space.weights[part];
+        int64_t elements = w->rows * w->cols;
+        for (int e = lot->begin, end; e < lot->end; e = end) {
+            end = lot->end;
+            if (run_of(x, w, e, &end, &run, &run_tables, err)) return -1;
+            gpu_decode(&x->b->gpu, &run, 0, run.rows, to + (size_t)((e - lot->begin) * elements) * x->size, x->dtype,
+                       w->cols);
         }
+        term->b = to, term->b_ld = w->cols, term->step = elements, term->first = lot->begin;
         return 0;
     }
-    uint8_t *to = x->base + x->space.weights[part];
-    int64_t elements = w->rows * w->cols;
-    for (int e = lot->begin, end; e < lot->end; e = end) {
-        struct weight run, device;
-        struct weight_tables device_tables;
-        end = lot->end;
-        run = run_of(w, e, &end);
-        if (cuda_weight_on_device(x->b, &run, &device, &device_tables, err)) return -1;
-        gpu_decode(&x->b->gpu, &device, 0, run.rows, to + (size_t)((e - lot->begin) * elements) * x->size, x->dtype,
-                   w->cols);
+    term->b_ld = (int64_t)(weight_stride(w) / x->size);
+    if (!source->scattered) {
+        term->b = source->first, term->step = source->step / (int64_t)x->size, term->first = 0;
+        return 0;
     }
-    term->b = to, term->b_ld = w->cols, term->step = elements, term->first = lot->begin;
+    term->table = (*tables)++;
+    for (int e = lot->begin; e < lot->end; e++) {
+        if (cuda_weight_on_device(x->b, w + e, &run, &run_tables, err)) return -1;
+        p->tables[term->table][e - lot->begin] = run.data;
+    }
     return 0;
 }
 
-// How many experts from `begin` on go into the next launch that reads parts [part, part + n).
-static int lot_end(struct experts *x, int part, int n, int begin, int *end, struct error *err) {
+// The end of the launch that begins with expert `begin` and reads parts [part, part + n).
+static int lot_end(const struct experts *x, int part, int n, int begin) {
     int64_t most = x->space.together[part];
     for (int i = part; i < part + n; i++) {
-        const struct weight *w = x->call->p.linear.parts[i].w;
-        const uint8_t *first;
-        int64_t step = 0;
-        bool plain = true;
-        for (int e = 0; e < x->call->p.linear.experts && plain; e++) plain = cuda_weight_is_plain(w + e, x->dtype);
-        if (plain && distance_of(x, w, &first, &step, err)) return -1;
-        if (step < 0 && most > GROUPED_TABLE) most = GROUPED_TABLE;
+        if (x->source[i].scattered && most > GROUPED_TABLE) most = GROUPED_TABLE;
     }
-    *end = begin + most < x->all.end ? begin + (int)most : x->all.end;
-    return 0;
+    return begin + most < x->all.end ? begin + (int)most : x->all.end;
 }
 
 // --- adapters
@@ -295,6 +289,7 @@ static void down(struct experts *x, const struct span *s) {
 static int part_forward(struct experts *x, int i, struct error *err) {
     const struct linear_part *part = &x->call->p.linear.parts[i];
     struct grouped_product p = product_of(x, part->w->rows);
+    if (source_of(x, i, &x->source[i], err)) return -1;
     p.c = cuda_at(x->b, &x->call->out[i]), p.ldc = x->call->out[i].ld;
     if (cuda_vector(x->b, part->bias, &p.bias, err)) return -1;
     struct grouped_term *w = &p.term[p.n_terms++];
@@ -307,10 +302,9 @@ static int part_forward(struct experts *x, int i, struct error *err) {
     }
     for (int begin = 0, end; begin < x->all.end; begin = end) {
         int tables = 0;
-        if (lot_end(x, i, 1, begin, &end, err)) return -1;
-        struct lot lot = {begin, end};
+        end = lot_end(x, i, 1, begin);
         p.rows.begin = begin, p.rows.end = end;
-        if (frozen(x, i, &lot, w, &tables, &p, err)) return -1;
+        if (frozen(x, i, &(struct lot){begin, end}, w, &p, &tables, err)) return -1;
         gpu_grouped(&x->b->gpu, &p);
     }
     return 0;
@@ -381,7 +375,7 @@ static int lot_backward(struct experts *x, const struct lot *lot, struct error *
         if (!tensor_present(dy)) continue;
         struct grouped_term *t = &p.term[p.n_terms++];
         t->a = cuda_at(x->b, dy), t->a_ld = dy->ld, t->k = x->call->p.linear.parts[i].w->rows;
-        if (frozen(x, i, lot, t, &tables, &p, err)) return -1;
+        if (frozen(x, i, lot, t, &p, &tables, err)) return -1;
     }
     for (int i = 0; i < n_parts; i++) {
         if (!tensor_present(&x->call->grad_out[i])) continue;
@@ -413,8 +407,11 @@ int cuda_moe_linear_group_backward(struct backend *backend, const struct op_call
             if (span_backward(&x, &s, err)) return -1;
         }
     }
+    for (int i = 0; i < call->p.linear.n_parts && through; i++) {
+        if (source_of(&x, i, &x.source[i], err)) return -1;
+    }
     for (int begin = 0, end; begin < x.all.end && through; begin = end) {
-        if (lot_end(&x, 0, call->p.linear.n_parts, begin, &end, err)) return -1;
+        end = lot_end(&x, 0, call->p.linear.n_parts, begin);
         if (lot_backward(&x, &(struct lot){begin, end}, err)) return -1;
     }
     return cuda_launched(err);
