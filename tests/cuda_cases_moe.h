@@ -312,6 +312,16 @@ static const struct big_linear big_linears[] = {
      .format = QUANT_BF16,
      .scattered = true,
      .apart = true},
+    {.rows = 180, .in = 40, .out = 56, .experts = 3, .parts = 2, .spans = 1, .rank = 24, .format = QUANT_BF16},
+    {.rows = 180,
+     .in = 36,
+     .out = 56,
+     .experts = 3,
+     .parts = 3,
+     .spans = 1,
+     .rank = 32,
+     .format = QUANT_F32,
+     .acc = true},
 };
 
 // The experts of a part: rows of one matrix, in their order or not.
@@ -434,4 +444,6 @@ static const struct op_case moe_cases[] = {
     {"linear one", OP_MOE_LINEAR_GROUP, case_big_linear, 14},
     {"linear experts apart", OP_MOE_LINEAR_GROUP, case_big_linear, 15},
     {"linear scattered experts apart", OP_MOE_LINEAR_GROUP, case_big_linear, 16},
+    {"linear two neighbours", OP_MOE_LINEAR_GROUP, case_big_linear, 17},
+    {"linear three neighbours acc", OP_MOE_LINEAR_GROUP, case_big_linear, 18},
 };

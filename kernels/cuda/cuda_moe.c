@@ -229,11 +229,24 @@ static void copy_adapters(struct experts *x, bool with_a) {
         for (int k = 0; k < x->call->p.linear.parts[i].n_spans; k++) {
             struct span s = span_of(x, i, k);
             int64_t out = x->call->p.linear.parts[i].w->rows, experts = x->call->p.linear.experts;
-            struct grouped_copy a = {
-                cuda_at(x->b, &s.lora->a), s.lora->a.ld, experts, s.rank, x->in, 0, s.rank, s.padded,
-                moe_padded(x->in)};
-            struct grouped_copy b = {
-                cuda_at(x->b, &s.lora->b), s.lora->b.ld, experts, out, s.rank, 0, out, out, s.padded};
+            struct grouped_copy a = {.from = cuda_at(x->b, &s.lora->a),
+                                     .from_ld = s.lora->a.ld,
+                                     .blocks = experts,
+                                     .rows = s.rank,
+                                     .cols = x->in,
+                                     .high = s.rank,
+                                     .to_rows = s.padded,
+                                     .to_cols = moe_padded(x->in),
+                                     .to_step = x->space.width[s.number] * moe_padded(x->in)};
+            struct grouped_copy b = {.from = cuda_at(x->b, &s.lora->b),
+                                     .from_ld = s.lora->b.ld,
+                                     .blocks = experts,
+                                     .rows = out,
+                                     .cols = s.rank,
+                                     .high = out,
+                                     .to_rows = out,
+                                     .to_cols = s.padded,
+                                     .to_step = out * s.padded};
             if (with_a && x->space.shared[s.number] == s.number)
                 gpu_grouped_copy(&x->b->gpu, &a, x->base + x->space.a[s.number], x->dtype);
             gpu_grouped_copy(&x->b->gpu, &b, x->base + x->space.b[s.number], x->dtype);
@@ -254,10 +267,10 @@ static const void *input_of(struct experts *x, const struct span *s, int64_t *ld
     return to;
 }
 
-// The A of all experts, (E, padded, in).
+// The A of all experts: (padded, in) of (width, in) each.
 static void term_a(const struct experts *x, const struct span *s, struct grouped_term *term) {
     term->b = x->base + x->space.a[s->number], term->b_ld = moe_padded(x->in), term->table = -1;
-    term->step = s->padded * term->b_ld;
+    term->step = x->space.width[s->number] * term->b_ld;
 }
 // The B of all experts, (E, out, padded).
 static void term_b(const struct experts *x, const struct span *s, struct grouped_term *term) {
@@ -269,19 +282,25 @@ static struct grouped_product product_of(const struct experts *x, int64_t n) {
     return (struct grouped_product){.dtype = x->dtype, .rows = x->all, .n = n, .scale = 1, .high = x->rows};
 }
 
-// U = scale A dropout(x), also into the saved tensor.
+// U = scale A dropout(x) of a span and its neighbours, also into the saved tensor.
 static void down(struct experts *x, const struct span *s) {
     const struct tensor *saved = &x->call->saved[0];
-    struct grouped_product p = product_of(x, s->padded);
+    struct grouped_product p = product_of(x, x->space.width[s->number]);
     struct grouped_term *t = &p.term[p.n_terms++];
     t->k = x->in;
     t->a = input_of(x, s, &t->a_ld);
     term_a(x, s, t);
     p.scale = s->lora->scale, p.low = s->lora->row_begin, p.high = s->lora->row_end;
-    p.c = x->base + x->space.u[s->number], p.ldc = s->padded;
+    p.c = x->base + x->space.u[s->number], p.ldc = p.n;
     if (tensor_present(saved)) {
-        p.f = (float *)cuda_at(x->b, saved) + s->lora->u_begin;
-        p.ldf = saved->ld, p.f_cols = s->rank;
+        p.f = (float *)cuda_at(x->b, saved) + s->lora->u_begin, p.ldf = saved->ld;
+        for (int i = 0; i < x->call->p.linear.n_parts; i++) {
+            for (int k = 0; k < x->call->p.linear.parts[i].n_spans; k++) {
+                struct span other = span_of(x, i, k);
+                int64_t end = other.lora->u_begin + other.rank - s->lora->u_begin;
+                if (x->space.lead[other.number] == s->number && end > p.f_cols) p.f_cols = end;
+            }
+        }
     }
     gpu_grouped(&x->b->gpu, &p);
 }
@@ -297,7 +316,7 @@ static int part_forward(struct experts *x, int i, struct error *err) {
     for (int k = 0; k < part->n_spans; k++) {
         struct span s = span_of(x, i, k);
         struct grouped_term *t = &p.term[p.n_terms++];
-        t->a = x->base + x->space.u[s.number], t->a_ld = t->k = s.padded;
+        t->a = x->base + x->space.u[s.number], t->a_ld = x->space.width[s.number], t->k = s.padded;
         term_b(x, &s, t);
     }
     for (int begin = 0, end; begin < x->all.end; begin = end) {
@@ -317,7 +336,7 @@ int cuda_moe_linear_group_forward(struct backend *backend, const struct op_call 
     for (int i = 0; i < call->p.linear.n_parts; i++) {
         for (int k = 0; k < call->p.linear.parts[i].n_spans; k++) {
             struct span s = span_of(&x, i, k);
-            if (x.space.shared[s.number] == s.number) down(&x, &s);
+            if (x.space.lead[s.number] == s.number) down(&x, &s);
         }
         if (part_forward(&x, i, err)) return -1;
     }
@@ -341,18 +360,16 @@ static int span_backward(struct experts *x, const struct span *s, struct error *
     if (!tensor_present(db)) return 0;
     if (!tensor_present(saved)) return error_set(err, STATUS_INTERNAL, "no saved U of an adapter that is trained");
     void *u = x->base + x->space.u[s->number];
-    struct grouped_copy copy = {(const float *)cuda_at(x->b, saved) + s->lora->u_begin,
-                                saved->ld,
-                                1,
-                                x->rows,
-                                s->rank,
-                                s->lora->row_begin,
-                                s->lora->row_end,
-                                x->rows,
-                                s->padded};
-    if (x->space.shared[s->number] == s->number ||
-        !tensor_present(&x->call->grad_out[x->space.shared[s->number] / LINEAR_MAX_SPANS]))
-        gpu_grouped_copy(&x->b->gpu, &copy, u, x->dtype);
+    struct grouped_copy copy = {.from = (const float *)cuda_at(x->b, saved) + s->lora->u_begin,
+                                .from_ld = saved->ld,
+                                .blocks = 1,
+                                .rows = x->rows,
+                                .cols = s->rank,
+                                .low = s->lora->row_begin,
+                                .high = s->lora->row_end,
+                                .to_rows = x->rows,
+                                .to_cols = s->padded};
+    gpu_grouped_copy(&x->b->gpu, &copy, u, x->dtype);
     struct grouped_gradient g = {.dtype = x->dtype, .rows = x->all, .n = s->rank, .b_ld = s->padded};
     g.m = out, g.a = cuda_at(x->b, dy), g.a_ld = dy->ld, g.b = u;
     g.g = cuda_at(x->b, db), g.step = out * db->ld, g.row_step = db->ld, g.col_step = 1;

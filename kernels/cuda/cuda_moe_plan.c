@@ -70,42 +70,78 @@ static void plan_weights(const struct op_call *call, bool backward, struct moe_l
     }
 }
 
+static const struct lora_span *span_at(const struct op_call *call, int k) {
+    const struct linear_part *part = &call->p.linear.parts[k / LINEAR_MAX_SPANS];
+    bool there = k / LINEAR_MAX_SPANS < call->p.linear.n_parts && k % LINEAR_MAX_SPANS < part->n_spans;
+    return there ? &part->spans[k % LINEAR_MAX_SPANS] : NULL;
+}
+
 // The first span with the same A and the same columns of U.
 static int first_like(const struct op_call *call, int of) {
-    const struct lora_span *s = &call->p.linear.parts[of / LINEAR_MAX_SPANS].spans[of % LINEAR_MAX_SPANS];
+    const struct lora_span *s = span_at(call, of);
     for (int k = 0; k < of; k++) {
-        const struct linear_part *part = &call->p.linear.parts[k / LINEAR_MAX_SPANS];
-        const struct lora_span *other = &part->spans[k % LINEAR_MAX_SPANS];
-        if (k % LINEAR_MAX_SPANS >= part->n_spans) continue;
-        if (other->u_begin == s->u_begin && other->a.offset == s->a.offset && other->row_begin == s->row_begin &&
-            other->row_end == s->row_end)
+        const struct lora_span *other = span_at(call, k);
+        if (other && other->u_begin == s->u_begin && other->a.offset == s->a.offset &&
+            other->row_begin == s->row_begin && other->row_end == s->row_end)
             return k;
     }
     return of;
 }
 
+// May the second's A stand below the first's?
+static bool neighbours(const struct op_call *call, const struct lora_span *first, const struct lora_span *second) {
+    int64_t rank = first->a.rows / call->p.linear.experts;
+    return rank % MOE_PADDING == 0 && first->u_begin + rank == second->u_begin && first->scale == second->scale &&
+           first->dropout == 0 && second->dropout == 0 && first->row_begin == second->row_begin &&
+           first->row_end == second->row_end;
+}
+
+// A, U and V of all spans.
+static void plan_spans(const struct op_call *call, bool backward, struct moe_linear_space *s) {
+    int64_t rows = call->in[0].rows, experts = call->p.linear.experts, at[MOE_SPANS] = {0},
+            cols = moe_padded(call->in[0].cols);
+    size_t size = dtype_size(call->in[0].dtype);
+    for (int k = 0, last = -1; k < MOE_SPANS; k++) {
+        const struct lora_span *span = span_at(call, k);
+        if (!span) continue;
+        int64_t rank = moe_padded(span->a.rows / experts);
+        if (backward) s->v[k] = cuda_piece(&s->bytes, (size_t)(rows * rank) * size);
+        s->shared[k] = first_like(call, k), s->lead[k] = k;
+        if (s->shared[k] != k) {
+            s->lead[k] = s->lead[s->shared[k]], at[k] = at[s->shared[k]];
+            continue;
+        }
+        if (!backward && last >= 0 && neighbours(call, span_at(call, last), span))
+            s->lead[k] = s->lead[last], at[k] = at[last] + moe_padded(span_at(call, last)->a.rows / experts);
+        s->width[s->lead[k]] = at[k] + rank;
+        last = k;
+    }
+    for (int k = 0; k < MOE_SPANS; k++) {
+        int lead = s->lead[k];
+        if (!span_at(call, k)) continue;
+        if (lead == k) {
+            s->a[k] = cuda_piece(&s->bytes, (size_t)(experts * s->width[k] * cols) * size);
+            s->u[k] = cuda_piece(&s->bytes, (size_t)(rows * s->width[k]) * size);
+        }
+        s->width[k] = s->width[lead];
+        s->a[k] = s->a[lead] + (size_t)(at[k] * cols) * size, s->u[k] = s->u[lead] + (size_t)at[k] * size;
+    }
+}
+
 struct moe_linear_space moe_linear_space_of(const struct op_call *call, bool backward) {
     struct moe_linear_space s = {0};
-    int64_t rows = call->in[0].rows, in = call->in[0].cols, experts = call->p.linear.experts;
     size_t size = dtype_size(call->in[0].dtype);
     bool dropout = false;
     plan_weights(call, backward, &s);
+    plan_spans(call, backward, &s);
     for (int k = 0; k < MOE_SPANS; k++) {
-        const struct linear_part *part = &call->p.linear.parts[k / LINEAR_MAX_SPANS];
-        const struct lora_span *span = &part->spans[k % LINEAR_MAX_SPANS];
-        if (k / LINEAR_MAX_SPANS >= call->p.linear.n_parts || k % LINEAR_MAX_SPANS >= part->n_spans) continue;
-        int64_t rank = moe_padded(span->a.rows / experts);
+        const struct lora_span *span = span_at(call, k);
+        if (!span) continue;
+        int64_t rank = moe_padded(span->a.rows / call->p.linear.experts);
         dropout |= span->dropout > 0;
-        s.b[k] = cuda_piece(&s.bytes, (size_t)(experts * part->w->rows * rank) * size);
-        if (backward) s.v[k] = cuda_piece(&s.bytes, (size_t)(rows * rank) * size);
-        s.shared[k] = first_like(call, k);
-        if (s.shared[k] == k) {
-            s.a[k] = cuda_piece(&s.bytes, (size_t)(experts * rank * moe_padded(in)) * size);
-            s.u[k] = cuda_piece(&s.bytes, (size_t)(rows * rank) * size);
-        } else
-            s.a[k] = s.a[s.shared[k]], s.u[k] = s.u[s.shared[k]];
+        s.b[k] = cuda_piece(&s.bytes, (size_t)(span->b.rows * rank) * size);
     }
-    s.dropped = cuda_piece(&s.bytes, dropout ? (size_t)(rows * in) * size : 0);
+    s.dropped = cuda_piece(&s.bytes, dropout ? (size_t)(call->in[0].rows * call->in[0].cols) * size : 0);
     return s;
 }
 

@@ -46,10 +46,14 @@ static inline int64_t moe_padded(int64_t n) {
 struct moe_linear_space {
     size_t weights[LINEAR_MAX_PARTS];   // decoded experts of a part; in the forward pass all parts have one place
     int64_t together[LINEAR_MAX_PARTS]; // how many experts that is; backward: the same for all parts
-    size_t a[MOE_SPANS], b[MOE_SPANS];  // adapters (E, r, K), (E, N, r)
-    size_t u[MOE_SPANS], v[MOE_SPANS];  // U, and backward V = scale dY B (S, r)
-    int shared[MOE_SPANS];              // the first span that has the same A and U, mostly itself
-    size_t dropped;                     // what an adapter sees of x (S, K)
+    // Adapters. In the forward pass, the A's of neighbours that see the same x stand below each other in one A of each
+    // expert, and their U's side by side, so that x is read once; spans that share an A have one of both.
+    size_t a[MOE_SPANS], b[MOE_SPANS]; // A (E, width, K), its own rows; B (E, N, r)
+    size_t u[MOE_SPANS], v[MOE_SPANS]; // U (S, width), its own columns; backward: V = scale dY B (S, r)
+    int shared[MOE_SPANS];             // the first span that has the same A and U, mostly itself
+    int lead[MOE_SPANS];               // the first span of its neighbours, mostly itself
+    int64_t width[MOE_SPANS];          // ranks of it and its neighbours
+    size_t dropped;                    // what an adapter sees of x (S, K)
     size_t bytes;
 };
 struct moe_linear_space moe_linear_space_of(const struct op_call *call, bool backward);

@@ -6,7 +6,8 @@
 // of BAND row tiles in which the rows run fastest: a tile of the weight is read from memory by one block and found in
 // L2 by the BAND - 1 next ones, whose rows of A (BAND x BM x k) stay in L2, too. Terms follow one another in one loop
 // over k, so that C is written once.
-//   tiles of C: 128 x 128 (two blocks a multiprocessor), 64 x 128 where experts have few rows, 128 x 32 for ranks.
+//   tiles of C: 128 x 128 (two blocks a multiprocessor), 64 x 128 where experts have few rows, 128 x 32 and
+//   128 x 64 for ranks.
 //   stages: 64 bytes of k for each row or column.
 // Gradients: a block per (expert, tile of 128 x 32) loops over the expert's rows.
 #include "kernels/cuda/gpu_grouped.h"
@@ -73,7 +74,7 @@ template <class T, layout L, int SIDE> __device__ void load_stage(T *to, const s
 
 // The warps of a block over a tile of BM x BN: MI x NI pieces of 16 x 8 each.
 template <int BM, int BN> struct warps_of {
-    static constexpr int across = BN == 32 ? 1 : 4, down = THREADS / WARP / across;
+    static constexpr int across = BN / 32, down = THREADS / WARP / across;
     static constexpr int MI = BM / down / 16, NI = BN / across / 8;
 };
 
@@ -331,6 +332,8 @@ template <class T, layout LB> void choose(const struct gpu *g, const product_arg
     }
     if (p.n <= 32)
         launch<T, LB, 128, 32, false>(g, args);
+    else if (p.n <= 64)
+        launch<T, LB, 128, 64, false>(g, args);
     else if (few)
         launch<T, LB, 64, 128, false>(g, args);
     else
@@ -430,7 +433,8 @@ template <class T> __global__ void copy_kernel(grouped_copy c, T *to) {
     int64_t block = i / c.to_cols / c.to_rows;
     if (block >= c.blocks) return;
     bool there = row >= c.low && row < c.high && row < c.rows && col < c.cols;
-    to[i] = from_float<T>(there ? c.from[(block * c.rows + row) * c.from_ld + col] : 0);
+    to[block * c.to_step + row * c.to_cols + col] =
+        from_float<T>(there ? c.from[(block * c.rows + row) * c.from_ld + col] : 0);
 }
 
 } // namespace

@@ -62,12 +62,11 @@ struct grouped_gradient {
 };
 void gpu_grouped_gradient(const struct gpu *g, const struct grouped_gradient *gradient);
 
-// Blocks of rows of an f32 matrix, as many in a row in `to` (T) as in `from`, filled up with zeros: block i is rows
-// [i rows, (i + 1) rows) of from (rows, cols) and becomes (to_rows, to_cols) without gaps. Rows of a block outside of
-// [low, high) become zeros, too.
+// Blocks of rows of an f32 matrix, filled up with zeros: block i is rows [i rows, (i + 1) rows) of from (rows, cols)
+// and becomes (to_rows, to_cols) at to + i to_step. Rows of a block outside of [low, high) become zeros, too.
 struct grouped_copy {
     const float *from;
-    int64_t from_ld, blocks, rows, cols, low, high, to_rows, to_cols;
+    int64_t from_ld, blocks, rows, cols, low, high, to_rows, to_cols, to_step;
 };
 void gpu_grouped_copy(const struct gpu *g, const struct grouped_copy *copy, void *to, enum dtype dtype);
 
