@@ -50,6 +50,18 @@ static inline void case_big_route(struct bench *t, int variant) {
     if (variant & 2048) t->call.grad_in[0] = (struct tensor){0};
 }
 
+// Broken numbers: NaN and infinity among the logits, and in all of them.
+static inline void case_broken_route(struct bench *t, int variant) {
+    case_big_route(t, variant);
+    const struct tensor *z = &t->call.in[0];
+    for (int64_t r = 0; r < z->rows; r++) {
+        for (int64_t e = 0; e < z->cols; e++) {
+            if (r % 4 == 1 || (r % 4 == 2 && e % 5 == 3)) bench_set(t->image, z, r, e, NAN);
+            if (r % 4 == 3 && e % 5 == 3) bench_set(t->image, z, r, e, e % 2 ? INFINITY : -INFINITY);
+        }
+    }
+}
+
 static inline void case_big_balance(struct bench *t, int variant) {
     enum { ROWS = 333, EXPERTS = 70 };
     int32_t lengths[ROWS];

@@ -94,6 +94,29 @@ TEST(test_mixtures_routing) {
     compare_op(OP_MOE_ROUTE);
     compare_op(OP_MOE_BALANCE);
 }
+// Whatever the logits, every pair has a place of its own, among the rows of one of k different experts.
+TEST(test_mixtures_of_broken_logits) {
+    for (int i = 0; i < (int)COUNT_OF(big_routes); i++) {
+        struct op_case c = {"broken logits", OP_MOE_ROUTE, case_broken_route, i + 2048};
+        struct bench *t = run_on_device(&c, DTYPE_BF16, 3);
+        const struct tensor *map = &t->call.out[1], *offsets = &t->call.out[2];
+        int64_t used = t->call.p.moe.used, before = -1;
+        for (int64_t e = 0, from = 0; e < t->call.p.moe.experts; e++) {
+            int64_t to = (int64_t)bench_get(t->image, offsets, e + 1, 0), last = -1;
+            CHECK(from == (int64_t)bench_get(t->image, offsets, e, 0) && to >= from && to <= map->rows);
+            for (int64_t s = from; s < to && s < map->rows; s++) {
+                int64_t pair = (int64_t)bench_get(t->image, map, s, 0);
+                CHECK(pair >= 0 && pair < map->rows && pair / used > last);
+                if (pair < 0 || pair >= map->rows) break;
+                CHECK((int64_t)bench_get(t->image, map, pair, 1) == s);
+                last = pair / used;
+            }
+            before = from = to;
+        }
+        CHECK(before == map->rows);
+        bench_close(t);
+    }
+}
 TEST(test_mixtures_rows) {
     compare_op(OP_MOE_GATHER);
     compare_op(OP_MOE_COMBINE);
@@ -105,4 +128,5 @@ TEST(test_mixtures_linears) {
 }
 
 TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies),
-          CASE(test_mixtures_routing), CASE(test_mixtures_rows), CASE(test_mixtures_linears))
+          CASE(test_mixtures_routing), CASE(test_mixtures_of_broken_logits), CASE(test_mixtures_rows),
+          CASE(test_mixtures_linears))
