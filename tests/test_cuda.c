@@ -1,6 +1,7 @@
 // The CUDA backend against the reference loops: every op, in f32 and bf16, rows close together and apart. Runs on the
 // host (tests/cuda_host) unless GRAFT_TEST_GPU is set; then on the GPU.
 #include "tests/cuda_open.h"
+#include "tests/cuda_cases_moe.h"
 #include "tests/op_compare.h"
 #include "tests/row_cases.h"
 
@@ -52,6 +53,8 @@ static void compare_op(enum op op) {
         if (row_cases[i].op == op) compare_case_on_device(&row_cases[i]);
     for (size_t i = 0; i < COUNT_OF(op_cases); i++)
         if (op_cases[i].op == op) compare_case_on_device(&op_cases[i]);
+    for (size_t i = 0; i < COUNT_OF(moe_cases); i++)
+        if (moe_cases[i].op == op) compare_case_on_device(&moe_cases[i]);
 }
 
 TEST(test_norms) {
@@ -75,4 +78,43 @@ TEST(test_copies) {
     compare_op(OP_KV_WRITE);
 }
 
-TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies))
+TEST(test_mixtures_routing) {
+    compare_op(OP_MOE_ROUTE);
+    compare_op(OP_MOE_BALANCE);
+}
+// Whatever the logits, every pair has a place of its own, among the rows of one of k different experts.
+TEST(test_mixtures_of_broken_logits) {
+    for (int i = 0; i < (int)COUNT_OF(big_routes); i++) {
+        struct op_case c = {"broken logits", OP_MOE_ROUTE, case_broken_route, i + 2048};
+        struct bench *t = run_on_device(&c, DTYPE_BF16, 3);
+        const struct tensor *map = &t->call.out[1], *offsets = &t->call.out[2];
+        int64_t used = t->call.p.moe.used, before = -1;
+        for (int64_t e = 0, from = 0; e < t->call.p.moe.experts; e++) {
+            int64_t to = (int64_t)bench_get(t->image, offsets, e + 1, 0), last = -1;
+            CHECK(from == (int64_t)bench_get(t->image, offsets, e, 0) && to >= from && to <= map->rows);
+            for (int64_t s = from; s < to && s < map->rows; s++) {
+                int64_t pair = (int64_t)bench_get(t->image, map, s, 0);
+                CHECK(pair >= 0 && pair < map->rows && pair / used > last);
+                if (pair < 0 || pair >= map->rows) break;
+                CHECK((int64_t)bench_get(t->image, map, pair, 1) == s);
+                last = pair / used;
+            }
+            before = from = to;
+        }
+        CHECK(before == map->rows);
+        bench_close(t);
+    }
+}
+TEST(test_mixtures_rows) {
+    compare_op(OP_MOE_GATHER);
+    compare_op(OP_MOE_COMBINE);
+    compare_op(OP_GATE);
+    compare_op(OP_MLA_KEYS);
+}
+TEST(test_mixtures_linears) {
+    compare_op(OP_MOE_LINEAR_GROUP);
+}
+
+TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies),
+          CASE(test_mixtures_routing), CASE(test_mixtures_of_broken_logits), CASE(test_mixtures_rows),
+          CASE(test_mixtures_linears))

@@ -25,6 +25,13 @@ static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_COPY] = {cuda_copy, no_backward},
     [OP_FILL] = {cuda_fill, no_backward},
     [OP_KV_WRITE] = {cuda_kv_write, no_backward},
+    [OP_MOE_ROUTE] = {BOTH(moe_route)},
+    [OP_MOE_BALANCE] = {BOTH(moe_balance)},
+    [OP_MOE_GATHER] = {BOTH(moe_gather)},
+    [OP_MOE_LINEAR_GROUP] = {BOTH(moe_linear_group)},
+    [OP_MOE_COMBINE] = {BOTH(moe_combine)},
+    [OP_GATE] = {BOTH(gate)},
+    [OP_MLA_KEYS] = {BOTH(mla_keys)},
 };
 
 // What is in use of the GPU: by us, the driver for us, and others.

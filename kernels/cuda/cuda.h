@@ -1,5 +1,5 @@
-// Inside the CUDA plug-in: the backend object, errors, and what its files offer each other. Kernels and their launchers:
-// gpu_*.h. Everything is enqueued on one compute stream; copies of weights have a second one.
+// Inside the CUDA plug-in: the backend object, errors, and what its files offer each other. Kernels and their
+// launchers: gpu_*.h. Everything is enqueued on one compute stream; copies of weights have a second one.
 #pragma once
 
 #include "kernels/backend.h"
@@ -93,3 +93,10 @@ CUDA_KERNEL(rope);
 int cuda_copy(struct backend *backend, const struct op_call *call, struct error *err);
 int cuda_fill(struct backend *backend, const struct op_call *call, struct error *err);
 int cuda_kv_write(struct backend *backend, const struct op_call *call, struct error *err);
+CUDA_KERNEL(moe_route); // cuda_moe.c
+CUDA_KERNEL(moe_balance);
+CUDA_KERNEL(moe_gather);
+CUDA_KERNEL(moe_linear_group);
+CUDA_KERNEL(moe_combine);
+CUDA_KERNEL(gate);
+CUDA_KERNEL(mla_keys);

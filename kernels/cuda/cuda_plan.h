@@ -1,5 +1,5 @@
-// Workspaces of the CUDA backend's kernels: pure functions of shapes, linked into the program too, so that a run on a GPU
-// can be planned where there is none. What lies where in a workspace is decided here as well, once for both.
+// Workspaces of the CUDA backend's kernels: pure functions of shapes, linked into the program too, so that a run on a
+// GPU can be planned where there is none. What lies where in a workspace is decided here as well, once for both.
 #pragma once
 
 #include "kernels/error.h"
@@ -67,3 +67,33 @@ struct cuda_residency {
 // As much as `budget` bytes hold; more than that only where even slots alone do not fit.
 void cuda_residency_choose(const struct cuda_layout *layout, size_t budget, struct cuda_residency *out);
 bool cuda_streams(const struct cuda_layout *layout, const struct cuda_residency *residency, int segment);
+// OP_MOE_ROUTE, OP_MOE_BALANCE.
+struct moe_route_space {
+    size_t counts, totals, bytes; // see gpu_moe.h
+};
+struct moe_route_space moe_route_space_of(const struct op_call *call);
+size_t cuda_moe_route_workspace(const struct op_call *call, bool backward, int threads);
+int64_t moe_balance_tokens(const struct op_call *call); // that one block adds up
+size_t cuda_moe_balance_workspace(const struct op_call *call, bool backward, int threads);
+
+// OP_MOE_LINEAR_GROUP. Spans are counted through all parts: span s of part i is LINEAR_MAX_SPANS i + s. Ranks and
+// columns are rounded up to MOE_PADDING in copies, so that their rows can be read 16 bytes at a time.
+enum { MOE_PADDING = 8, MOE_SPANS = LINEAR_MAX_PARTS * LINEAR_MAX_SPANS };
+static inline int64_t moe_padded(int64_t n) {
+    return (n + MOE_PADDING - 1) / MOE_PADDING * MOE_PADDING;
+}
+struct moe_linear_space {
+    size_t weights[LINEAR_MAX_PARTS];   // decoded experts of a part; in the forward pass all parts have one place
+    int64_t together[LINEAR_MAX_PARTS]; // how many experts that is; backward: the same for all parts
+    // Adapters. In the forward pass, the A's of neighbours that see the same x stand below each other in one A of each
+    // expert, and their U's side by side, so that x is read once; spans that share an A have one of both.
+    size_t a[MOE_SPANS], b[MOE_SPANS]; // A (E, width, K), its own rows; B (E, N, r)
+    size_t u[MOE_SPANS], v[MOE_SPANS]; // U (S, width), its own columns; backward: V = scale dY B (S, r)
+    int shared[MOE_SPANS];             // the first span that has the same A and U, mostly itself
+    int lead[MOE_SPANS];               // the first span of its neighbours, mostly itself
+    int64_t width[MOE_SPANS];          // ranks of it and its neighbours
+    size_t dropped;                    // what an adapter sees of x (S, K)
+    size_t bytes;
+};
+struct moe_linear_space moe_linear_space_of(const struct op_call *call, bool backward);
+size_t cuda_moe_linear_group_workspace(const struct op_call *call, bool backward, int threads);
