@@ -71,4 +71,8 @@ TEST(test_norms) {
     compare_op(OP_ADD_NORM);
 }
 
-TEST_MAIN(CASE(test_norms))
+TEST(test_attention) {
+    compare_op(OP_ATTENTION);
+}
+
+TEST_MAIN(CASE(test_norms), CASE(test_attention))

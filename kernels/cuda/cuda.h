@@ -82,3 +82,5 @@ static inline void *cuda_at(const struct cuda_backend *b, const struct tensor *t
     int cuda_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
 CUDA_KERNEL(norm); // cuda_rows.c
 int cuda_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err);
+CUDA_KERNEL(attention); // cuda_attention.c
+bool cuda_attention_supports(const struct op_call *call, char *why, size_t why_size);

@@ -3,3 +3,6 @@
 #pragma once
 
 #include "kernels/ops.h"
+
+// `threads` does not matter here.
+size_t cuda_attention_workspace(const struct op_call *call, bool backward, int threads);

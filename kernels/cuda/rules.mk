@@ -2,7 +2,7 @@
 NVCC     ?= $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 CUDA      = $(abspath $(dir $(NVCC))/..)
 CUDA_ARCH = 80 89 90
-CUDA_C    = $(filter-out %_plan.c,$(wildcard kernels/cuda/*.c))
+CUDA_C    = $(wildcard kernels/cuda/*.c) # the plans too, which the program has a copy of
 CUDA_CU   = $(wildcard kernels/cuda/*.cu)
 CUDA_HOST = $(CUDA_C:%.c=$(BUILD)/cuda_host/%.o) $(CUDA_CU:%.cu=$(BUILD)/cuda_host/%.o) \
             $(patsubst %.cpp,$(BUILD)/cuda_host/%.o,$(wildcard tests/cuda_host/*.cpp))
@@ -13,12 +13,12 @@ NVFLAGS   = -std=c++20 -O3 -fmad=false -lineinfo -I. -Xcompiler -fPIC,-Wall $(fo
 
 cuda: $(BUILD)/libgraft_cuda.so
 cuda_host: $(BUILD)/cuda_host/libgraft_cuda.so
-$(BUILD)/libgraft_cuda.so: $(CUDA_GPU)
+$(BUILD)/libgraft_cuda.so: $(CUDA_GPU) kernels/cuda/rules.mk
 	@echo link $@
-	@$(NVCC) -shared -cudart static -o $@ $^ -L$(CUDA)/lib64 -lcublasLt
-$(BUILD)/cuda_host/libgraft_cuda.so: $(CUDA_HOST)
+	@$(NVCC) -shared -cudart static -o $@ $(CUDA_GPU) -L$(CUDA)/lib64 -lcublasLt
+$(BUILD)/cuda_host/libgraft_cuda.so: $(CUDA_HOST) kernels/cuda/rules.mk
 	@echo link $@
-	@$(CXX) -shared -Wl,-Bsymbolic -o $@ $^
+	@$(CXX) -shared -Wl,-Bsymbolic -o $@ $(CUDA_HOST)
 $(BUILD)/cuda/%.o: %.c
 	@mkdir -p $(@D) && echo cc $<
 	@$(CC) $(CFLAGS) -fPIC -isystem $(CUDA)/include -c -o $@ $<

@@ -116,6 +116,9 @@ static inline int atomicOr(int *p, int x) {
 }
 static inline void __threadfence() {}
 
+using std::isfinite;
+using std::isinf;
+using std::isnan;
 template <class T> T __ldg(const T *p) { return *p; }
 static inline int __popc(unsigned x) { return std::popcount(x); }
 static inline int __clz(int x) { return std::countl_zero((unsigned)x); }
