@@ -1,5 +1,6 @@
 // The CUDA backend against the reference loops: every op, in f32 and bf16, rows close together and apart. Runs on the
 // host (tests/cuda_host) unless GRAFT_TEST_GPU is set; then on the GPU.
+#include "tests/cuda_cases_attention.h"
 #include "tests/op_compare.h"
 #include "tests/row_cases.h"
 
@@ -75,4 +76,20 @@ TEST(test_attention) {
     compare_op(OP_ATTENTION);
 }
 
-TEST_MAIN(CASE(test_norms), CASE(test_attention))
+static void compare_attention(void (*build)(struct bench *t, int variant), const char *kind, int variant) {
+    char name[48];
+    snprintf(name, sizeof name, "attention, %s shape %d", kind, variant);
+    struct op_case c = {name, OP_ATTENTION, build, variant};
+    compare_device(&c, DTYPE_F32, variant % 2 ? 3 : 0, TOLERANCE);
+    compare_device(&c, DTYPE_BF16, 0, 8e-3);
+    compare_device(&c, DTYPE_BF16, variant % 2 ? 8 : 5, 8e-3); // copied by 16 bytes where 8 and the head allow it
+}
+
+TEST(test_attention_of_several_tiles) {
+    for (size_t i = 0; i < COUNT_OF(attention_large_shapes); i++)
+        compare_attention(case_attention_large, "large", (int)i);
+    for (size_t i = 0; i < COUNT_OF(cuda_attention_shapes); i++)
+        compare_attention(case_cuda_attention, "cuda", (int)i);
+}
+
+TEST_MAIN(CASE(test_norms), CASE(test_attention), CASE(test_attention_of_several_tiles))
