@@ -51,6 +51,8 @@ template <class T> struct backward_args {
     score_map map;
     float scale;
     int heads, group;
+    int part_heads;       // of a group, that one block walks over
+    float *part1, *part2; // (parts, rows of x1, columns of d1), the same of d2; NULL = straight into d1, d2
 };
 
 // Two neighbours of a row. x: as the sums stand in registers.
@@ -72,7 +74,6 @@ template <class T, int M_FRAGS, int FRAGS>
 __device__ void put_rows(const gradient<T> &d, const float sums[M_FRAGS][FRAGS][4], float scale, int64_t first, int row0,
                          const int2 *seen, int head) {
     int group = lane_id() / 4, part = lane_id() % 4;
-    if (!d.m.p) return;
     UNROLL for (int i = 0; i < 2 * M_FRAGS; i++) {
         int local = row0 + 8 * i + group;
         if (first + local >= d.m.rows) continue;
@@ -81,6 +82,20 @@ __device__ void put_rows(const gradient<T> &d, const float sums[M_FRAGS][FRAGS][
             const float *pair = &sums[i / 2][n][i % 2 * 2];
             put_pair(d, first + local, head, n * 8 + 2 * part, none ? 0 : pair[0] * scale, none ? 0 : pair[1] * scale);
         }
+    }
+}
+
+// Into the gradient, or into this block's part of it.
+template <class T, int M_FRAGS, int FRAGS>
+__device__ void put_sums(const gradient<T> &d, float *parts, const float sums[M_FRAGS][FRAGS][4], float scale,
+                         int64_t first, int row0, const int2 *seen) {
+    if (!d.m.p) return;
+    if (parts) {
+        matrix<float> m = {parts + blockIdx.z * d.m.rows * d.m.cols, d.m.rows, d.m.cols, d.m.cols};
+        gradient<float> part = {m, d.dim, false, d.dim % 2 == 0};
+        put_rows<float, M_FRAGS, FRAGS>(part, sums, scale, first, row0, seen, (int)blockIdx.x);
+    } else {
+        put_rows<T, M_FRAGS, FRAGS>(d, sums, scale, first, row0, seen, (int)blockIdx.x);
     }
 }
 
@@ -93,8 +108,9 @@ __global__ void __launch_bounds__(S::THREADS) attention_backward_kernel(backward
     int2 *seen = (int2 *)(stats + (S::QUERIES ? 0 : S::STAGES * 2 * S::N));
     int warp = (int)threadIdx.x / WARP, group = lane_id() / 4, part = lane_id() % 4, row0 = warp * S::ROWS;
     float *scratch = is_bf16<T> ? nullptr : (float *)after + row0 * scratch_stride<S::N>;
-    int head = (int)blockIdx.x, heads = S::QUERIES ? 1 : a.group; // heads that the block walks over
-    int y_head = S::QUERIES ? head / a.group : head * a.group;    // the first of them
+    int head = (int)blockIdx.x, before = (int)blockIdx.z * a.part_heads;
+    int heads = S::QUERIES ? 1 : min(a.part_heads, a.group - before);       // that the block walks over
+    int y_head = S::QUERIES ? head / a.group : head * a.group + before; // the first of them
     int64_t first = (int64_t)(S::QUERIES ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * S::M; // those that see most
 
     auto load_y = [&](int stage, int of, int at) {
@@ -145,7 +161,7 @@ __global__ void __launch_bounds__(S::THREADS) attention_backward_kernel(backward
                     int m = i / 4 / N_FRAGS, n = i / 4 % N_FRAGS, e = i % 4, col = n * 8 + 2 * part + e % 2;
                     float lse = S::QUERIES ? row_lse[2 * m + e / 2] : tile_stats[col], slope = 1;
                     float delta = S::QUERIES ? row_delta[2 * m + e / 2] : tile_stats[S::N + col], x = p[m][n][e];
-                    x = power_of_2<T>(capped ? a.map.with_slope(x, &slope) - lse : fmaf(x, a.map.scale2, -lse));
+                    x = power_of_2<T>(capped ? a.map.template capped<T>(x, &slope) - lse : fmaf(x, a.map.scale2, -lse));
                     p[m][n][e] = x, ds[m][n][e] = x * (ds[m][n][e] - delta);
                     if (capped) ds[m][n][e] *= slope;
                 }
@@ -180,8 +196,8 @@ __global__ void __launch_bounds__(S::THREADS) attention_backward_kernel(backward
         at = next, of = next_of;
     }
     if constexpr (S::FIRST)
-        put_rows<T, S::M_FRAGS, S::DK / 8>(a.d1, sum1, a.scale, first, row0, seen, head);
-    if constexpr (S::SECOND) put_rows<T, S::M_FRAGS, S::DV / 8>(a.d2, sum2, 1, first, row0, seen, head);
+        put_sums<T, S::M_FRAGS, S::DK / 8>(a.d1, S::QUERIES ? nullptr : a.part1, sum1, a.scale, first, row0, seen);
+    if constexpr (S::SECOND) put_sums<T, S::M_FRAGS, S::DV / 8>(a.d2, a.part2, sum2, 1, first, row0, seen);
 }
 
 template <class T> backward_args<T> backward_args_of(const struct gpu *g, const struct op_call *call, bool queries) {
@@ -200,9 +216,10 @@ template <class T> backward_args<T> backward_args_of(const struct gpu *g, const 
 }
 
 template <class S>
-void launch_backward(const struct gpu *g, const backward_args<typename S::element> &a, int64_t rows, int heads) {
+void launch_backward(const struct gpu *g, const backward_args<typename S::element> &a, int64_t rows, int heads,
+                     int parts) {
     allow_shared(attention_backward_kernel<S>, S::SHARED);
-    LAUNCH((attention_backward_kernel<S>), dim3((unsigned)heads, blocks_for(rows, S::M)), S::THREADS, S::SHARED,
+    LAUNCH((attention_backward_kernel<S>), dim3((unsigned)heads, blocks_for(rows, S::M), (unsigned)parts), S::THREADS, S::SHARED,
            g->stream, a);
 }
 } // namespace

@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(S::THREADS) attention_forward_kernel(forward_a
             product_nt<S::DK, S::M_FRAGS, N_FRAGS>(s, q_tile, row0, k_tile);
             if (a.mapped) {
                 UNROLL for (int i = 0; i < S::M_FRAGS * N_FRAGS * 4; i++) {
-                    float *x = &s[i / 4 / N_FRAGS][i / 4 % N_FRAGS][i % 4];
-                    *x = a.map(*x);
+                    float *x = &s[i / 4 / N_FRAGS][i / 4 % N_FRAGS][i % 4], slope;
+                    *x = a.map.cap_out > 0 ? a.map.template capped<T>(*x, &slope) : *x * a.map.scale2;
                 }
             }
             if (sees == SEES_SOME) {

@@ -18,7 +18,7 @@ template <class T, int DK, int DV> constexpr auto queries_shape() {
 template <class T, int DK, int DV> void grad_queries(const struct gpu *g, const struct op_call *call) {
     backward_args<T> a = backward_args_of<T>(g, call, true);
     a.d1 = gradient_of<T>(g, call, 0, call->p.attention.head_dim);
-    launch_backward<decltype(queries_shape<T, DK, DV>())>(g, a, call->in[0].rows, call->p.attention.heads);
+    launch_backward<decltype(queries_shape<T, DK, DV>())>(g, a, call->in[0].rows, call->p.attention.heads, 1);
 }
 } // namespace
 
