@@ -92,4 +92,20 @@ TEST(test_attention_of_several_tiles) {
         compare_attention(case_cuda_attention, "cuda", (int)i);
 }
 
-TEST_MAIN(CASE(test_norms), CASE(test_attention), CASE(test_attention_of_several_tiles))
+TEST(test_attention_edges) {
+    choose_plugin();
+    cuda_attention_gradients_left_out(case_attention, 9, DTYPE_F32);
+    cuda_attention_gradients_left_out(case_attention, 9, DTYPE_BF16);
+    cuda_attention_gradients_left_out(case_attention_large, 5, DTYPE_BF16); // wide: dK and dV apart
+    cuda_attention_nan_passes(DTYPE_F32);
+    cuda_attention_nan_passes(DTYPE_BF16);
+    cuda_attention_bad_sequence(0, 10, 0, 9);
+    cuda_attention_bad_sequence(-1, 3, 0, 3);
+    cuda_attention_bad_sequence(0, 3, 7, 3);
+    cuda_attention_bad_sequence(0, -3, 0, 3);
+    cuda_attention_bad_sequence(2147483647, 2147483647, 0, 3);
+    cuda_attention_large_scores();
+}
+
+TEST_MAIN(CASE(test_norms), CASE(test_attention), CASE(test_attention_of_several_tiles),
+          CASE(test_attention_edges))
