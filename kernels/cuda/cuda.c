@@ -16,8 +16,7 @@ static size_t no_workspace(const struct op_call *call, bool backward, int thread
 static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_NORM] = {BOTH(norm), .workspace_bytes = no_workspace},
     [OP_ADD_NORM] = {BOTH(norm), .recompute = cuda_norm_recompute, .workspace_bytes = no_workspace},
-    [OP_ATTENTION] = {BOTH(attention),
-                      .workspace_bytes = cuda_attention_workspace,
+    [OP_ATTENTION] = {BOTH(attention), .workspace_bytes = cuda_attention_workspace,
                       .supports = cuda_attention_supports},
 };
 

@@ -35,7 +35,8 @@ __global__ void intervals_kernel(interval_args a) {
         int64_t position = before + i, first = 0;
         if (a.window > 0) first = max(first, position - a.window + 1);
         if (a.chunk > 0 && position >= 0) first = max(first, position / a.chunk * a.chunk);
-        if (position >= first) a.q_seen[q_begin + i] = make_int2((int)(kv_begin + first), (int)(kv_begin + position + 1));
+        if (position >= first)
+            a.q_seen[q_begin + i] = make_int2((int)(kv_begin + first), (int)(kv_begin + position + 1));
     }
     for (int64_t j = thread; a.kv_seen && j < kv_len; j += step) {
         int64_t end = kv_len; // of the positions that see key j

@@ -22,7 +22,7 @@
 #include <type_traits>
 
 #if defined(__CUDACC__)
-#define UNROLL _Pragma("unroll")
+#define UNROLL      _Pragma("unroll")
 #define UNROLL_ONCE _Pragma("unroll 1")
 #else
 #define UNROLL
@@ -38,7 +38,9 @@ template <class T> constexpr bool is_bf16 = std::is_same_v<T, bf16>;
 template <class T> constexpr int CHUNK = 16 / (int)sizeof(T);
 template <class T, int DIM> constexpr int row_stride = (DIM * (int)sizeof(T) + 127) / 128 * 128 / (int)sizeof(T);
 
-static inline __device__ int lane_id() { return (int)(threadIdx.x % WARP); }
+static inline __device__ int lane_id() {
+    return (int)(threadIdx.x % WARP);
+}
 
 // Exact enough for probabilities that are rounded to bf16; f32 gets all its bits.
 template <class T> __device__ float power_of_2(float x) {
@@ -59,6 +61,7 @@ template <class T> __device__ float tanh_of(float x) {
 // Of a score, in base 2: scale2 * score, or capped as the model caps it. slope: 1 - tanh^2.
 struct score_map {
     float scale2, cap_in, cap_out; // scale log2 e; scale / cap; cap log2 e. cap_out 0 = no cap
+    template <class T> __device__ float capped(float score) const { return cap_out * tanh_of<T>(score * cap_in); }
     template <class T> __device__ float capped(float score, float *slope) const {
         float t = tanh_of<T>(score * cap_in);
         *slope = 1 - t * t;
@@ -75,7 +78,7 @@ template <class T, int LD> __device__ T *tile_chunk(T *tile, int row, int chunk)
     return tile + row * LD + (chunk ^ (row & 7)) * CHUNK<T>;
 }
 template <class T, int LD> __device__ const T *tile_at(const T *tile, int row, int col) {
-    return tile + row * LD + ((col / CHUNK<T>) ^ (row & 7)) * CHUNK<T> + col % CHUNK<T>;
+    return tile + row * LD + ((col / CHUNK<T>)^(row & 7)) * CHUNK<T> + col % CHUNK<T>;
 }
 
 // One head of a matrix of rows: columns [col, col + dim). packs: 16 bytes can be copied at once.
@@ -93,17 +96,27 @@ template <class T> static inline head_rows<T> head_rows_of(const struct gpu *g, 
 template <class T, int ROWS, int DIM, int THREADS>
 __device__ void load_tile(T *tile, const head_rows<T> &from, int64_t first, int head) {
     constexpr int CHUNKS = DIM / CHUNK<T>, LD = row_stride<T, DIM>;
+    constexpr int STEP = THREADS % CHUNKS == 0 ? THREADS / CHUNKS : 0; // rows between the chunks of a thread
+    int rows = (int)min((int64_t)ROWS, from.m.rows - first);
+    const T *origin = from.m.p + first * from.m.ld + (int64_t)head * from.dim;
+    if (STEP && from.packs) { // the thread's chunk of every STEP-th row
+        int row = (int)threadIdx.x / CHUNKS, chunk = (int)threadIdx.x % CHUNKS;
+        const T *p = origin + row * from.m.ld + chunk * CHUNK<T>;
+        if (chunk * CHUNK<T> >= from.dim) rows = 0;
+        UNROLL_ONCE for (; row < ROWS; row += STEP, p += STEP * from.m.ld)
+            copy_ahead(tile_chunk<T, LD>(tile, row, chunk), p, row < rows);
+        return;
+    }
     UNROLL_ONCE for (int i = (int)threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
         T *to = tile_chunk<T, LD>(tile, row, chunk);
-        bool valid = first + row < from.m.rows && chunk * CHUNK<T> < from.dim;
-        const T *p = from.m.p + (valid ? (first + row) * from.m.ld + (int64_t)head * from.dim + chunk * CHUNK<T> : 0);
+        const T *p = origin + row * from.m.ld + chunk * CHUNK<T>;
+        int cols = row < rows ? from.dim - chunk * CHUNK<T> : 0; // from p on
         if (from.packs) {
-            copy_ahead(to, p, valid);
+            copy_ahead(to, p, cols > 0);
         } else {
             pack<T, CHUNK<T>> values;
-            for (int k = 0; k < CHUNK<T>; k++)
-                values.v[k] = valid && chunk * CHUNK<T> + k < from.dim ? p[k] : from_float<T>(0);
+            for (int k = 0; k < CHUNK<T>; k++) values.v[k] = k < cols ? p[k] : from_float<T>(0);
             *(pack<T, CHUNK<T>> *)to = values;
         }
     }
@@ -189,8 +202,8 @@ __device__ void product_nt(float acc[M_FRAGS][N_FRAGS][4], const float *a, int r
     int group = lane_id() / 4, part = lane_id() % 4;
     for (int k = 0; k < DIM; k += 4) {
         pack<float, 4> left[M_FRAGS][2];
-        UNROLL for (int i = 0; i < 2 * M_FRAGS; i++)
-            left[i / 2][i % 2] = *(const pack<float, 4> *)tile_at<float, LD>(a, row + 8 * i + group, k);
+        UNROLL for (int i = 0; i < 2 * M_FRAGS; i++) left[i / 2][i % 2] =
+            *(const pack<float, 4> *)tile_at<float, LD>(a, row + 8 * i + group, k);
         UNROLL for (int n = 0; n < N_FRAGS; n++) {
             UNROLL for (int c = 0; c < 2; c++) {
                 auto right = *(const pack<float, 4> *)tile_at<float, LD>(b, n * 8 + 2 * part + c, k);

@@ -1,4 +1,5 @@
-// Attention over many sequences, forward and backward, for any head dims up to 256. See gpu.h for the rules of launchers.
+// Attention over many sequences, forward and backward, for any head dims up to 256. See gpu.h for the rules of
+// launchers.
 #pragma once
 
 #include "kernels/cuda/gpu.h"
@@ -16,10 +17,11 @@ enum { ATTENTION_MAX_DIM = 256, ATTENTION_ROWS = 64 /* what the padded lengths o
 // blocks; part_o and part_sums hold what each found. `parts` > 1: few keys, as heads count; the heads of a KV head are
 // shared by that many blocks, part_k and part_v hold the sum over the heads of each.
 struct attention_layout {
-    size_t q_seen, kv_seen; // int2 (Tq), int2 (Tkv): {first, end} of the keys a query sees, of the queries that see a key
-    size_t part_o, part_sums;  // f32 (splits, Tq, H, Kv), float2 (splits, Tq, H) {largest score, sum}
-    size_t stats, stats_rows;  // backward: f32 (2, H, stats_rows): lse in base 2, delta = sum of dO * O
-    size_t part_k, part_v;     // backward: f32 (parts, Tkv, Hkv*K), (parts, Tkv, Hkv*Kv)
+    size_t q_seen,
+        kv_seen; // int2 (Tq), int2 (Tkv): {first, end} of the keys a query sees, of the queries that see a key
+    size_t part_o, part_sums; // f32 (splits, Tq, H, Kv), float2 (splits, Tq, H) {largest score, sum}
+    size_t stats, stats_rows; // backward: f32 (2, H, stats_rows): lse in base 2, delta = sum of dO * O
+    size_t part_k, part_v;    // backward: f32 (parts, Tkv, Hkv*K), (parts, Tkv, Hkv*Kv)
     size_t total;
     int splits, parts;
     int part_heads;     // of each part

@@ -1,5 +1,5 @@
-// What both backward kernels need of every query row and head: its lse in base 2 and delta = sum of dO * O, side by side
-// for the rows of a head, so that a tile of them is copied like a tile of rows. A warp for each row and head.
+// What both backward kernels need of every query row and head: its lse in base 2 and delta = sum of dO * O, side by
+// side for the rows of a head, so that a tile of them is copied like a tile of rows. A warp for each row and head.
 #include "kernels/cuda/gpu_attention.cuh"
 
 namespace {

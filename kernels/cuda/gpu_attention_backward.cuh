@@ -1,14 +1,14 @@
-// Backward attention: one kernel for dQ (a block owns queries and walks over keys) and for dK, dV (a block owns keys and
-// walks over queries, head by head of its group, so that the sum over heads has a fixed order). P is computed again from
-// the scores and their lse. See gpu_attention.cuh for the walk.
+// Backward attention: one kernel for dQ (a block owns queries and walks over keys) and for dK, dV (a block owns keys
+// and walks over queries, head by head of its group, so that the sum over heads has a fixed order). P is computed again
+// from the scores and their lse. See gpu_attention.cuh for the walk.
 //
 // x1, x2 are the rows that the block owns: Q and dO, or K and V; y1, y2 those it walks over: K and V, or Q and dO. With
 // S = x1 y1', dP = x2 y2' (transposed where keys own the block, so that P and dS are left operands as they stand in
 // registers): dS = P (dP - delta) slope; dQ or dK = scale dS y1, dV = P y2.
 //
-// bf16, 128 wide: dQ: 4 warps of 32 queries, 32 keys at a time; dK, dV: 8 warps of 16 keys, since a warp holds both sums,
-// 32 queries at a time. 64 KiB of x, and two stages of 16 KiB of y: one is read while the other arrives, one barrier for
-// each tile. 256 wide the two sums do not fit into registers: dK and dV are two launches.
+// bf16, 128 wide: dQ: 4 warps of 32 queries, 32 keys at a time; dK, dV: 8 warps of 16 keys, since a warp holds both
+// sums, 32 queries at a time. 64 KiB of x, and two stages of 16 KiB of y: one is read while the other arrives, one
+// barrier for each tile. 256 wide the two sums do not fit into registers: dK and dV are two launches.
 #pragma once
 
 #include "kernels/cuda/gpu_attention.cuh"
@@ -37,7 +37,8 @@ template <class T> struct gradient {
     int dim;
     bool acc, pairs; // pairs: two elements can be stored at once
 };
-template <class T> static inline gradient<T> gradient_of(const struct gpu *g, const struct op_call *call, int i, int dim) {
+template <class T>
+static inline gradient<T> gradient_of(const struct gpu *g, const struct op_call *call, int i, int dim) {
     matrix<T> m = matrix_of<T>(g, &call->grad_in[i]);
     return {m, dim, call->acc[i], dim % 2 == 0 && aligned<2>(m)};
 }
@@ -71,8 +72,8 @@ __device__ void put_pair(const gradient<T> &d, int64_t row, int head, int col, f
 
 // Rows [first + row0, ...) of a gradient; rows that see nothing get 0.
 template <class T, int M_FRAGS, int FRAGS>
-__device__ void put_rows(const gradient<T> &d, const float sums[M_FRAGS][FRAGS][4], float scale, int64_t first, int row0,
-                         const int2 *seen, int head) {
+__device__ void put_rows(const gradient<T> &d, const float sums[M_FRAGS][FRAGS][4], float scale, int64_t first,
+                         int row0, const int2 *seen, int head) {
     int group = lane_id() / 4, part = lane_id() % 4;
     UNROLL for (int i = 0; i < 2 * M_FRAGS; i++) {
         int local = row0 + 8 * i + group;
@@ -109,8 +110,8 @@ __global__ void __launch_bounds__(S::THREADS) attention_backward_kernel(backward
     int warp = (int)threadIdx.x / WARP, group = lane_id() / 4, part = lane_id() % 4, row0 = warp * S::ROWS;
     float *scratch = is_bf16<T> ? nullptr : (float *)after + row0 * scratch_stride<S::N>;
     int head = (int)blockIdx.x, before = (int)blockIdx.z * a.part_heads;
-    int heads = S::QUERIES ? 1 : min(a.part_heads, a.group - before);       // that the block walks over
-    int y_head = S::QUERIES ? head / a.group : head * a.group + before; // the first of them
+    int heads = S::QUERIES ? 1 : min(a.part_heads, a.group - before);                       // that the block walks over
+    int y_head = S::QUERIES ? head / a.group : head * a.group + before;                     // the first of them
     int64_t first = (int64_t)(S::QUERIES ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * S::M; // those that see most
 
     auto load_y = [&](int stage, int of, int at) {
@@ -218,8 +219,9 @@ template <class T> backward_args<T> backward_args_of(const struct gpu *g, const 
 template <class S>
 void launch_backward(const struct gpu *g, const backward_args<typename S::element> &a, int64_t rows, int heads,
                      int parts) {
+    if (rows == 0) return;
     allow_shared(attention_backward_kernel<S>, S::SHARED);
-    LAUNCH((attention_backward_kernel<S>), dim3((unsigned)heads, blocks_for(rows, S::M), (unsigned)parts), S::THREADS, S::SHARED,
-           g->stream, a);
+    LAUNCH((attention_backward_kernel<S>), dim3((unsigned)heads, blocks_for(rows, S::M), (unsigned)parts), S::THREADS,
+           S::SHARED, g->stream, a);
 }
 } // namespace

@@ -1,13 +1,13 @@
 // Forward attention: online softmax over tiles of keys, in registers, in base 2. See gpu_attention.cuh for the walk.
 //
 // A block owns M query rows of one head, 4 warps (2 for f32 of wide heads). bf16 up to 128 wide: M = 128, a warp has 32
-// rows, so that each fragment of K and V serves two products; 64 keys at a time; 64 KiB of shared memory at 128 wide, so
-// two blocks fit where registers let them. While a warp multiplies Q K', V is on its way; while it multiplies P V, the
-// next K. Heads are the fastest dimension of the grid: those that share K and V run side by side and find them in L2. The
-// last rows, which see the most keys, go first.
+// rows, so that each fragment of K and V serves two products; 64 keys at a time; 64 KiB of shared memory at 128 wide,
+// so two blocks fit where registers let them. While a warp multiplies Q K', V is on its way; while it multiplies P V,
+// the next K. Heads are the fastest dimension of the grid: those that share K and V run side by side and find them in
+// L2. The last rows, which see the most keys, go first.
 //
-// Few queries over many keys (generation): blockIdx.z takes a share of the keys, what it finds goes to the workspace, and
-// combine_kernel adds the shares in their order.
+// Few queries over many keys (generation): blockIdx.z takes a share of the keys, what it finds goes to the workspace,
+// and combine_kernel adds the shares in their order.
 #include "kernels/cuda/gpu_attention.cuh"
 
 namespace {
@@ -23,8 +23,7 @@ template <class T, int DK_, int DV_, int M_FRAGS_, int WARPS_, int N_> struct fo
 };
 template <class T, int DK, int DV>
 using forward_shape_of = std::conditional_t<
-    is_bf16<T>,
-    std::conditional_t<(DV <= 128), forward_shape<T, DK, DV, 2, 4, 64>, forward_shape<T, DK, DV, 1, 4, 64>>,
+    is_bf16<T>, std::conditional_t<(DV <= 128), forward_shape<T, DK, DV, 2, 4, 64>, forward_shape<T, DK, DV, 1, 4, 64>>,
     std::conditional_t<(DV <= 128), forward_shape<T, DK, DV, 1, 4, 16>, forward_shape<T, DK, DV, 1, 2, 16>>>;
 
 template <class T> struct forward_args {
@@ -34,9 +33,9 @@ template <class T> struct forward_args {
     const int2 *seen;
     const float *sinks;
     score_map map;
-    float factor;    // score -> base 2 where the scores need no map, else 1
-    bool mapped;     // soft cap, or a scale that is not positive
-    bool pairs;      // two elements of o can be stored at once
+    float factor;     // score -> base 2 where the scores need no map, else 1
+    bool mapped;      // soft cap, or a scale that is not positive
+    bool pairs;       // two elements of o can be stored at once
     int heads, group; // heads per KV head
     int64_t split_keys;
     float *part_o; // NULL = one block sees all keys
@@ -62,7 +61,9 @@ __device__ float close_row(row_sums x, const float *sinks, int head, float *lse)
 }
 
 // A row of no key: zero; of a sequence that lies outside of the tensors: NaN.
-__device__ float nothing_seen(int2 seen) { return seen.y < 0 ? __int_as_float(0x7FFFFFFF) : 0; }
+__device__ float nothing_seen(int2 seen) {
+    return seen.y < 0 ? __int_as_float(0x7FFFFFFF) : 0;
+}
 
 template <class S, class T = typename S::element>
 __global__ void __launch_bounds__(S::THREADS) attention_forward_kernel(forward_args<T> a) {
@@ -99,10 +100,15 @@ __global__ void __launch_bounds__(S::THREADS) attention_forward_kernel(forward_a
             float s[S::M_FRAGS][N_FRAGS][4] = {};
             product_nt<S::DK, S::M_FRAGS, N_FRAGS>(s, q_tile, row0, k_tile);
             if (a.mapped) {
-                UNROLL for (int i = 0; i < S::M_FRAGS * N_FRAGS * 4; i++) {
-                    float *x = &s[i / 4 / N_FRAGS][i / 4 % N_FRAGS][i % 4], slope;
-                    *x = a.map.cap_out > 0 ? a.map.template capped<T>(*x, &slope) : *x * a.map.scale2;
-                }
+                bool capped = a.map.cap_out > 0;
+                auto each = [&](auto f) {
+                    UNROLL for (int i = 0; i < S::M_FRAGS * N_FRAGS * 4; i++)
+                        f(&s[i / 4 / N_FRAGS][i / 4 % N_FRAGS][i % 4]);
+                };
+                if (capped)
+                    each([&](float *x) { *x = a.map.template capped<T>(*x); });
+                else
+                    each([&](float *x) { *x *= a.map.scale2; });
             }
             if (sees == SEES_SOME) {
                 UNROLL for (int i = 0; i < 2 * S::M_FRAGS; i++) {
@@ -150,14 +156,17 @@ __global__ void __launch_bounds__(S::THREADS) attention_forward_kernel(forward_a
     }
 
     UNROLL for (int i = 0; i < 2 * S::M_FRAGS; i++) {
+        float *x = &sum[i / 2][i % 2];
+        *x += __shfl_xor_sync(ALL_LANES, *x, 1);
+        *x += __shfl_xor_sync(ALL_LANES, *x, 2);
+    }
+    UNROLL for (int i = 0; i < 2 * S::M_FRAGS; i++) {
         int m = i / 2, r = i % 2, local = row0 + 8 * i + group;
         int64_t row = first + local;
-        float all = sum[m][r], lse = 0;
-        all += __shfl_xor_sync(ALL_LANES, all, 1);
-        all += __shfl_xor_sync(ALL_LANES, all, 2);
-        if (row >= a.q.m.rows) continue; // no collective follows
+        if (row >= a.q.m.rows) continue;
         int2 x = seen[local];
-        row_sums sums = {top[m][r] == -INFINITY ? -INFINITY : top[m][r] * a.factor, all};
+        float lse = 0;
+        row_sums sums = {top[m][r] == -INFINITY ? -INFINITY : top[m][r] * a.factor, sum[m][r]};
         if (a.part_o) {
             int64_t item = ((int64_t)blockIdx.z * a.q.m.rows + row) * a.heads + head;
             if (part == 0) a.part_sums[item] = {sums.top, sums.sum};
@@ -215,8 +224,7 @@ template <class T> __global__ void combine_kernel(forward_args<T> a, int splits)
     }
 }
 
-template <class T, int DK, int DV>
-void forward(const struct gpu *g, const struct op_call *call, const float *sinks) {
+template <class T, int DK, int DV> void forward(const struct gpu *g, const struct op_call *call, const float *sinks) {
     using shape = forward_shape_of<T, DK, DV>;
     const auto &p = call->p.attention;
     struct attention_layout w = attention_layout_of(call, false);

@@ -1,5 +1,5 @@
-// dK and dV. See gpu_attention_backward.cuh. Where keys and KV heads are few, the query heads of a KV head are shared by
-// several blocks, and what they found is added in a second pass.
+// dK and dV. See gpu_attention_backward.cuh. Where keys and KV heads are few, the query heads of a KV head are shared
+// by several blocks, and what they found is added in a second pass.
 #include "kernels/cuda/gpu_attention_backward.cuh"
 
 namespace {
@@ -12,7 +12,7 @@ template <class T, int DK, int DV, role R> constexpr auto keys_shape() {
     else if constexpr (is_bf16<T>) // both sums of 192 and 128 leave no registers for more than 16 queries
         return backward_shape<T, DK, DV, 1, 4, 16, 2, R>();
     else
-        return backward_shape<T, DK, DV, 1, DK <= 128 ? 4 : 2, 16, 1, R>();
+        return backward_shape < T, DK, DV, 1, DK <= 128 ? 4 : 2, 16, 1, R > ();
 }
 
 // The parts of a gradient, added in their order.
@@ -26,7 +26,7 @@ template <class T> __global__ void add_parts_kernel(gradient<T> d, const float *
 
 template <class T> void add_parts(const struct gpu *g, const gradient<T> &d, const float *parts, int n) {
     enum { BLOCK = 256 };
-    if (d.m.p)
+    if (d.m.p && d.m.rows)
         LAUNCH((add_parts_kernel<T>), blocks_for(d.m.rows * d.m.cols, BLOCK), BLOCK, 0, g->stream, d, parts, n);
 }
 
@@ -42,10 +42,8 @@ template <class T, int DK, int DV> void grad_keys(const struct gpu *g, const str
     if constexpr (DV <= 128) {
         launch_backward<decltype(keys_shape<T, DK, DV, OWN_KEYS>())>(g, a, rows, p.kv_heads, w.parts);
     } else {
-        if (a.d1.m.p)
-            launch_backward<decltype(keys_shape<T, DK, DV, OWN_KEYS_DK>())>(g, a, rows, p.kv_heads, w.parts);
-        if (a.d2.m.p)
-            launch_backward<decltype(keys_shape<T, DK, DV, OWN_KEYS_DV>())>(g, a, rows, p.kv_heads, w.parts);
+        if (a.d1.m.p) launch_backward<decltype(keys_shape<T, DK, DV, OWN_KEYS_DK>())>(g, a, rows, p.kv_heads, w.parts);
+        if (a.d2.m.p) launch_backward<decltype(keys_shape<T, DK, DV, OWN_KEYS_DV>())>(g, a, rows, p.kv_heads, w.parts);
     }
     if (w.parts > 1) add_parts(g, a.d1, a.part1, w.parts), add_parts(g, a.d2, a.part2, w.parts);
 }

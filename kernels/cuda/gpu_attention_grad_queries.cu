@@ -12,7 +12,7 @@ template <class T, int DK, int DV> constexpr auto queries_shape() {
     else if constexpr (is_bf16<T>)
         return backward_shape<T, DK, DV, 1, 4, 16, 2, R>();
     else
-        return backward_shape<T, DK, DV, 1, DK <= 128 ? 4 : 2, 16, 1, R>();
+        return backward_shape < T, DK, DV, 1, DK <= 128 ? 4 : 2, 16, 1, R > ();
 }
 
 template <class T, int DK, int DV> void grad_queries(const struct gpu *g, const struct op_call *call) {
