@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(S::THREADS) attention_forward_kernel(forward_a
             int64_t item = ((int64_t)blockIdx.z * a.q.m.rows + row) * a.heads + head;
             if (part == 0) a.part_sums[item] = {sums.top, sums.sum};
             float *to = a.part_o + item * a.v.dim;
-            for (int n = 0; n < O_FRAGS * 2; n++) {
+            UNROLL for (int n = 0; n < O_FRAGS * 2; n++) {
                 int col = n / 2 * 8 + 2 * part + n % 2;
                 if (col < a.v.dim) to[col] = o[m][n / 2][2 * r + n % 2];
             }
