@@ -1,97 +1,9 @@
 // Attention: every instruction set against the reference loops and against each other, at sizes with several blocks,
 // and the promises that the gradient check does not reach.
+#include "tests/attention_shapes.h"
 #include "tests/op_compare.h"
 
 #define TOLERANCE 6e-6
-
-// Shapes with more than one block of queries and keys, odd edges, wide heads.
-static const struct attention_shape large_shapes[] = {
-    {.heads = 3,
-     .kv_heads = 1,
-     .head_dim = 64,
-     .v_dim = 64,
-     .tq = 200,
-     .tkv = 200,
-     .n_seqs = 1,
-     .seqs = {{0, 200, 0, 200}}},
-    {.heads = 6,
-     .kv_heads = 1,
-     .head_dim = 16,
-     .v_dim = 32,
-     .tq = 130,
-     .tkv = 130,
-     .acc = true,
-     .n_seqs = 3,
-     .seqs = {{66, 63, 66, 63}, {0, 64, 0, 64}, {64, 1, 64, 1}}},
-    {.heads = 2,
-     .kv_heads = 2,
-     .head_dim = 40,
-     .v_dim = 72,
-     .tq = 150,
-     .tkv = 150,
-     .window = 70,
-     .n_seqs = 1,
-     .seqs = {{0, 150, 0, 150}}},
-    {.heads = 2,
-     .kv_heads = 1,
-     .head_dim = 128,
-     .v_dim = 128,
-     .tq = 140,
-     .tkv = 140,
-     .chunk = 66,
-     .n_seqs = 1,
-     .seqs = {{3, 137, 3, 137}}},
-    {.heads = 4,
-     .kv_heads = 2,
-     .head_dim = 33,
-     .v_dim = 17,
-     .tq = 135,
-     .tkv = 135,
-     .soft_cap = 2.5f,
-     .sinks = true,
-     .n_seqs = 2,
-     .seqs = {{0, 67, 0, 67}, {67, 68, 67, 68}}},
-    {.heads = 1,
-     .kv_heads = 1,
-     .head_dim = 256,
-     .v_dim = 256,
-     .tq = 70,
-     .tkv = 70,
-     .n_seqs = 1,
-     .seqs = {{0, 70, 0, 70}}},
-    // decoding: one query each over a long cache, then a few at once
-    {.heads = 6,
-     .kv_heads = 2,
-     .head_dim = 64,
-     .v_dim = 64,
-     .tq = 4,
-     .tkv = 700,
-     .n_seqs = 4,
-     .seqs = {{0, 1, 0, 300}, {1, 1, 300, 64}, {2, 1, 364, 65}, {3, 1, 500, 200}}},
-    {.heads = 3,
-     .kv_heads = 1,
-     .head_dim = 64,
-     .v_dim = 64,
-     .tq = 5,
-     .tkv = 200,
-     .window = 90,
-     .n_seqs = 1,
-     .seqs = {{0, 5, 10, 190}}},
-    // a head of many groups, keys with no query near them (a window far from the start)
-    {.heads = 9,
-     .kv_heads = 1,
-     .head_dim = 8,
-     .v_dim = 8,
-     .tq = 3,
-     .tkv = 320,
-     .window = 5,
-     .n_seqs = 1,
-     .seqs = {{0, 3, 0, 320}}},
-};
-
-static void case_large(struct bench *t, int variant) {
-    case_attention_shape(t, &large_shapes[variant]);
-}
 
 TEST(test_small_shapes) {
     for (size_t i = 0; i < COUNT_OF(op_cases); i++) {
@@ -100,10 +12,10 @@ TEST(test_small_shapes) {
 }
 
 TEST(test_large_shapes) {
-    static char names[COUNT_OF(large_shapes)][32];
-    for (size_t i = 0; i < COUNT_OF(large_shapes); i++) {
+    static char names[COUNT_OF(attention_large_shapes)][32];
+    for (size_t i = 0; i < COUNT_OF(attention_large_shapes); i++) {
         snprintf(names[i], sizeof names[i], "large shape %d", (int)i);
-        struct op_case c = {names[i], OP_ATTENTION, case_large, (int)i};
+        struct op_case c = {names[i], OP_ATTENTION, case_attention_large, (int)i};
         compare_case(&c, DTYPE_F32, 0, TOLERANCE);
         compare_case(&c, DTYPE_BF16, 3, 8e-3);
     }

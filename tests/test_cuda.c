@@ -2,6 +2,7 @@
 // host (tests/cuda_host) unless GRAFT_TEST_GPU is set; then on the GPU.
 #include "tests/cuda_open.h"
 #include "tests/cuda_cases_moe.h"
+#include "tests/cuda_cases_attention.h"
 #include "tests/op_compare.h"
 #include "tests/row_cases.h"
 
@@ -115,6 +116,47 @@ TEST(test_mixtures_linears) {
     compare_op(OP_MOE_LINEAR_GROUP);
 }
 
+TEST(test_attention) {
+    compare_op(OP_ATTENTION);
+}
+
+static void compare_attention(void (*build)(struct bench *t, int variant), const char *kind, int variant, int64_t pad,
+                              enum dtype act) {
+    char name[48];
+    snprintf(name, sizeof name, "attention, %s shape %d", kind, variant);
+    struct op_case c = {name, OP_ATTENTION, build, variant};
+    compare_device(&c, act, pad, act == DTYPE_F32 ? TOLERANCE : 8e-3);
+}
+
+// Rows of bf16 are copied by 16 bytes where a head and the distance of rows (pad 0 or 8) allow it.
+TEST(test_attention_of_several_tiles) {
+    for (int i = 0; i < (int)COUNT_OF(attention_large_shapes); i++) {
+        compare_attention(case_attention_large, "large", i, 0, DTYPE_F32);
+        compare_attention(case_attention_large, "large", i, i % 2 ? 3 : 8, DTYPE_BF16);
+    }
+    for (int i = 0; i < (int)COUNT_OF(cuda_attention_shapes); i++) {
+        compare_attention(case_cuda_attention, "cuda", i, i % 2 ? 3 : 0, DTYPE_F32);
+        compare_attention(case_cuda_attention, "cuda", i, 0, DTYPE_BF16);
+        if (i < 3) compare_attention(case_cuda_attention, "cuda", i, 5, DTYPE_BF16);
+    }
+}
+
+TEST(test_attention_edges) {
+    cuda_choose_plugin();
+    cuda_attention_gradients_left_out(case_attention, 9, DTYPE_F32);
+    cuda_attention_gradients_left_out(case_attention, 9, DTYPE_BF16);
+    cuda_attention_gradients_left_out(case_attention_large, 5, DTYPE_BF16); // wide: dK and dV apart
+    cuda_attention_nan_passes(DTYPE_F32);
+    cuda_attention_nan_passes(DTYPE_BF16);
+    cuda_attention_bad_sequence(0, 10, 0, 9);
+    cuda_attention_bad_sequence(-1, 3, 0, 3);
+    cuda_attention_bad_sequence(0, 3, 7, 3);
+    cuda_attention_bad_sequence(0, -3, 0, 3);
+    cuda_attention_bad_sequence(2147483647, 2147483647, 0, 3);
+    cuda_attention_large_scores();
+}
+
 TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies),
           CASE(test_mixtures_routing), CASE(test_mixtures_of_broken_logits), CASE(test_mixtures_rows),
-          CASE(test_mixtures_linears))
+          CASE(test_mixtures_linears), CASE(test_attention), CASE(test_attention_of_several_tiles),
+          CASE(test_attention_edges))

@@ -32,6 +32,7 @@ static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_MOE_COMBINE] = {BOTH(moe_combine)},
     [OP_GATE] = {BOTH(gate)},
     [OP_MLA_KEYS] = {BOTH(mla_keys)},
+    [OP_ATTENTION] = {BOTH(attention), .supports = cuda_attention_supports},
 };
 
 // What is in use of the GPU: by us, the driver for us, and others.

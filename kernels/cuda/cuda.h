@@ -100,3 +100,5 @@ CUDA_KERNEL(moe_linear_group);
 CUDA_KERNEL(moe_combine);
 CUDA_KERNEL(gate);
 CUDA_KERNEL(mla_keys);
+CUDA_KERNEL(attention); // cuda_attention.c
+bool cuda_attention_supports(const struct op_call *call, char *why, size_t why_size);

@@ -21,6 +21,7 @@ const workspace_function cuda_workspaces[OP_COUNT] = {
     [OP_MOE_COMBINE] = none,
     [OP_GATE] = none,
     [OP_MLA_KEYS] = none,
+    [OP_ATTENTION] = cuda_attention_workspace,
     [OP_COPY] = none,
     [OP_FILL] = none,
     [OP_KV_WRITE] = none,

@@ -97,3 +97,5 @@ struct moe_linear_space {
 };
 struct moe_linear_space moe_linear_space_of(const struct op_call *call, bool backward);
 size_t cuda_moe_linear_group_workspace(const struct op_call *call, bool backward, int threads);
+// `threads` does not matter here.
+size_t cuda_attention_workspace(const struct op_call *call, bool backward, int threads);

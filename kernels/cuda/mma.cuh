@@ -87,3 +87,14 @@ template <int LEFT> static inline __device__ void copy_wait() {
     cuda_host_copy_wait(LEFT);
 #endif
 }
+
+// 2^x by the special function unit, to about 2 units of the last place; results below the least normal number are 0.
+static inline __device__ float exp2_fast(float x) {
+#if defined(__CUDACC__)
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}

@@ -128,6 +128,7 @@ static inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x)
 static inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 static inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static inline float __fdividef(float a, float b) { return a / b; }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
