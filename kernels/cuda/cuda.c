@@ -16,6 +16,15 @@ static size_t no_workspace(const struct op_call *call, bool backward, int thread
 static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_NORM] = {BOTH(norm), .workspace_bytes = no_workspace},
     [OP_ADD_NORM] = {BOTH(norm), .recompute = cuda_norm_recompute, .workspace_bytes = no_workspace},
+    [OP_EMBED] = {BOTH(embed), .workspace_bytes = cuda_embed_workspace},
+    [OP_COLUMNS] = {BOTH(columns), .workspace_bytes = cuda_columns_workspace},
+    [OP_DROPOUT] = {BOTH(dropout), .workspace_bytes = no_workspace},
+    [OP_TOKEN_LOGPROB] = {BOTH(token_logprob), .workspace_bytes = cuda_token_logprob_workspace},
+    [OP_LOGITS] = {.forward = cuda_logits, .workspace_bytes = cuda_logits_workspace},
+    [OP_ROW_NORMS] = {.forward = cuda_row_norms, .workspace_bytes = cuda_row_norms_workspace},
+    [OP_GRAD_ADD] = {.forward = cuda_grad_add, .workspace_bytes = no_workspace},
+    [OP_GRAD_NORM] = {.forward = cuda_grad_norm, .workspace_bytes = cuda_grad_norm_workspace},
+    [OP_ADAMW] = {.forward = cuda_adamw, .workspace_bytes = cuda_adamw_workspace},
 };
 
 static size_t cuda_overhead(const struct backend *backend) {

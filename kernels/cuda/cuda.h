@@ -1,5 +1,5 @@
-// Inside the CUDA plug-in: the backend object, errors, and what its files offer each other. Kernels and their launchers:
-// gpu_*.h. Everything is enqueued on one compute stream; copies of weights have a second one.
+// Inside the CUDA plug-in: the backend object, errors, and what its files offer each other. Kernels and their
+// launchers: gpu_*.h. Everything is enqueued on one compute stream; copies of weights have a second one.
 #pragma once
 
 #include "kernels/backend.h"
@@ -82,3 +82,14 @@ static inline void *cuda_at(const struct cuda_backend *b, const struct tensor *t
     int cuda_##name##_backward(struct backend *backend, const struct op_call *call, struct error *err)
 CUDA_KERNEL(norm); // cuda_rows.c
 int cuda_norm_recompute(struct backend *backend, const struct op_call *call, struct error *err);
+
+#define CUDA_DIRECT(name) int cuda_##name(struct backend *backend, const struct op_call *call, struct error *err)
+CUDA_KERNEL(embed);         // cuda_embed.c
+CUDA_KERNEL(token_logprob); // cuda_head.c
+CUDA_DIRECT(logits);
+CUDA_KERNEL(columns); // cuda_columns.c
+CUDA_KERNEL(dropout);
+CUDA_DIRECT(row_norms);
+CUDA_DIRECT(grad_add); // cuda_optimizer.c
+CUDA_DIRECT(grad_norm);
+CUDA_DIRECT(adamw);
