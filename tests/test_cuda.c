@@ -71,4 +71,8 @@ TEST(test_norms) {
     compare_op(OP_ADD_NORM);
 }
 
-TEST_MAIN(CASE(test_norms))
+#include "tests/cuda_cases_head.h"
+
+TEST_MAIN(CASE(test_norms), CASE(test_embedding), CASE(test_head), CASE(test_head_gradients_elsewhere),
+          CASE(test_logits), CASE(test_columns), CASE(test_dropout), CASE(test_gradient_norm), CASE(test_adamw),
+          CASE(test_indices_outside), CASE(test_head_shows_nan))

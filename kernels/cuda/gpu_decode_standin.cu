@@ -40,7 +40,8 @@ template <class T> __global__ void standin_kernel(stored s, int64_t first, matri
 
 template <class T>
 void decode(const struct gpu *g, const struct weight *w, int64_t first, matrix<const int32_t> ids, matrix<T> out) {
-    stored s = {w->data, weight_stride(w), w->rows, w->cols, (int)w->format->id};
+    size_t row_bytes = (size_t)(w->cols / w->format->block * w->format->block_bytes);
+    stored s = {w->data, w->stride ? w->stride : row_bytes, w->rows, w->cols, (int)w->format->id};
     if (out.rows) LAUNCH((standin_kernel<T>), (unsigned)out.rows, 128, 0, g->stream, s, first, ids, out);
 }
 } // namespace
