@@ -19,14 +19,23 @@ __global__ void grad_add_kernel(float *sum, const float *g, int64_t n, bool toge
     if (i < n) put_four(sum + i, load_four(g + i, n - i, together), n - i, together, true);
 }
 
+__device__ void add_squares(double sum[4], pack<float, 4> x) {
+    for (int j = 0; j < 4; j++) sum[j] += (double)x.v[j] * (double)x.v[j];
+}
+
 // Squares are exact in double. A thread's elements, the threads of a block, and the blocks are summed in fixed orders.
+// A thread has four accesses under way at a time.
 __global__ void grad_norm_kernel(const float *g, int64_t n, int64_t chunk, bool together, double *partial) {
+    constexpr int STEP = NORM_BLOCK * 4;
     int64_t begin = (int64_t)blockIdx.x * chunk, end = begin + chunk < n ? begin + chunk : n;
     double sum[4] = {0, 0, 0, 0};
-    for (int64_t i = begin + threadIdx.x * 4; i < end; i += NORM_BLOCK * 4) {
-        pack<float, 4> x = load_four(g + i, end - i, together);
-        for (int j = 0; j < 4; j++) sum[j] += (double)x.v[j] * (double)x.v[j];
+    int64_t i = begin + threadIdx.x * 4;
+    for (; i + 3 * STEP + 4 <= end; i += 4 * STEP) {
+        pack<float, 4> x[4];
+        for (int k = 0; k < 4; k++) x[k] = load_four(g + i + k * STEP, 4, together);
+        for (int k = 0; k < 4; k++) add_squares(sum, x[k]);
     }
+    for (; i < end; i += STEP) add_squares(sum, load_four(g + i, end - i, together));
     double all = block_sum<NORM_BLOCK>((sum[0] + sum[2]) + (sum[1] + sum[3]));
     if (threadIdx.x == 0) partial[blockIdx.x] = all;
 }
