@@ -33,7 +33,7 @@ struct choose_args {
 };
 
 // One block: rows in turns of its threads; the place of a row is how many that count stand before it.
-__global__ void choose_kernel(choose_args a) {
+__global__ void __launch_bounds__(CHOOSE_BLOCK) choose_kernel(choose_args a) {
     __shared__ int counts[CHOOSE_BLOCK / WARP];
     int before = 0, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     for (int64_t begin = 0; begin < a.targets.rows; begin += CHOOSE_BLOCK) {
@@ -182,7 +182,7 @@ __device__ pack<float, 4> gradient_of(const row_args &a, pack<float, 4> y, int64
     return y;
 }
 
-template <class T, bool GRADIENT> __global__ void row_kernel(row_args a) {
+template <class T, bool GRADIENT> __global__ void __launch_bounds__(ROW_BLOCK) row_kernel(row_args a) {
     int64_t i = blockIdx.x, at = a.begin + i;
     if (at >= *a.head.count) return; // its products are zeros, and stay
     float *y = a.head.logits + i * a.head.ldz, largest, sum;
@@ -286,8 +286,8 @@ template <class T> __global__ void take_kernel(matrix<const T> from, matrix<T> t
     if (n > 0) put_four(to.row(i) + d, load_four(from.row(i) + d, n, together), n, together, acc);
 }
 
-__global__ void sums_kernel(struct gpu_head head, matrix<const float> weights, matrix<const float> logp,
-                            step_scalars *s) {
+__global__ void __launch_bounds__(CHOOSE_BLOCK)
+    sums_kernel(struct gpu_head head, matrix<const float> weights, matrix<const float> logp, step_scalars *s) {
     double loss = 0, all = 0;
     for (int64_t i = threadIdx.x; i < *head.count; i += CHOOSE_BLOCK) {
         double weight = (double)weights.at(head.rows[i], 0);

@@ -25,7 +25,8 @@ __device__ void add_squares(double sum[4], pack<float, 4> x) {
 
 // Squares are exact in double. A thread's elements, the threads of a block, and the blocks are summed in fixed orders.
 // A thread has four accesses under way at a time.
-__global__ void grad_norm_kernel(const float *g, int64_t n, int64_t chunk, bool together, double *partial) {
+__global__ void __launch_bounds__(NORM_BLOCK)
+    grad_norm_kernel(const float *g, int64_t n, int64_t chunk, bool together, double *partial) {
     constexpr int STEP = NORM_BLOCK * 4;
     int64_t begin = (int64_t)blockIdx.x * chunk, end = begin + chunk < n ? begin + chunk : n;
     double sum[4] = {0, 0, 0, 0};
