@@ -220,8 +220,11 @@ union op_params {
         const struct weight *w, *bias; // (V, D); (1, V) or NULL
         float soft_cap;                // on logits, 0 = off
         float logit_scale;             // 1 = off
-        bool fused;              // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
-        int64_t chunk_rows;      // rows of logits alive at a time (workspace)
+        bool fused;           // also compute dh = d(sum weight * -logp)/dh in the forward pass (weights known: SFT)
+        int64_t chunk_rows;   // rows of logits alive at a time (workspace)
+        int64_t trained_rows; // at most so many rows have a weight that is not 0; 0 = unknown, all may. A device loops
+                              // over as many chunks as this needs; the CPU counts itself
+        int64_t panel_rows;   // rows of w that a device decodes at a time (workspace); 0 = as many as it thinks good
         struct table_adapter on; // gradients of its parts are added in the pass that computes dh
     } logprob;                   // OP_TOKEN_LOGPROB, OP_LOGITS. Rows with weight 0 are skipped: logp = lse = 0.
     struct {

@@ -56,6 +56,44 @@ static inline void case_grad_add(struct bench *t, int variant) {
     t->call.out[0] = bench_values(t, DTYPE_F32, 1, variant ? FLAT : 33);
 }
 
+// --- the optimiser
+
+// variant: bit 0 large, bit 1 clipped, bit 2 one infinity, bit 3 no trained tokens
+static inline void case_grad_norm(struct bench *t, int variant) {
+    t->pad = 0;
+    t->call.op = OP_GRAD_NORM;
+    t->call.in[0] = bench_values(t, DTYPE_F32, 1, variant & 1 ? FLAT + 5 : 77);
+    if (variant & 4) bench_set(t->image, &t->call.in[0], 0, 70, INFINITY);
+    struct step_scalars s = case_scalars();
+    s.max_grad_norm = variant & 2 ? 0.5 : 0;
+    if (variant & 8) s.denominator = 0;
+    t->call.scalars = bench_scalars(t, &s);
+}
+
+static const struct param_group small_groups[] = {{0, 40, 1.0f, 0.01f}, {40, 61, 16.0f, 0.0f}, {61, 77, 1.0f, 0.1f}};
+static const struct param_group large_groups[] = {{0, 70001, 1.0f, 0.01f}, {70001, FLAT, 2.0f, 0.0f}};
+
+// bit 0 large, bit 1 not finite
+static inline void case_adamw(struct bench *t, int variant) {
+    int64_t n = variant & 1 ? FLAT : 77;
+    t->pad = 0;
+    t->call.op = OP_ADAMW;
+    t->call.in[0] = bench_values(t, DTYPE_F32, 1, n);
+    for (int i = 0; i < 3; i++) t->call.out[i] = bench_values(t, DTYPE_F32, 1, n);
+    for (int64_t k = 0; k < n; k++) { // second moments are not negative
+        bench_set(t->image, &t->call.out[2], 0, k, fabs(bench_get(t->image, &t->call.out[2], 0, k)));
+    }
+    struct step_scalars s = case_scalars();
+    s.clip_scale = 0.25;
+    s.nonfinite = variant & 2 ? 1 : 0;
+    t->call.scalars = bench_scalars(t, &s);
+    t->call.p.adamw.beta1 = 0.9;
+    t->call.p.adamw.beta2 = 0.999;
+    t->call.p.adamw.eps = 1e-8;
+    t->call.p.adamw.n_groups = variant & 1 ? (int)COUNT_OF(large_groups) : (int)COUNT_OF(small_groups);
+    t->call.p.adamw.groups = variant & 1 ? large_groups : small_groups;
+}
+
 static const struct op_case row_cases[] = {
     {"embed", OP_EMBED, case_embed, 0},
     {"embed noise", OP_EMBED, case_embed, 1},

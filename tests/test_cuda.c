@@ -156,7 +156,11 @@ TEST(test_attention_edges) {
     cuda_attention_large_scores();
 }
 
+#include "tests/cuda_cases_head.h"
+
 TEST_MAIN(CASE(test_norms), CASE(test_sums_and_activations), CASE(test_rope), CASE(test_linears), CASE(test_copies),
           CASE(test_mixtures_routing), CASE(test_mixtures_of_broken_logits), CASE(test_mixtures_rows),
           CASE(test_mixtures_linears), CASE(test_attention), CASE(test_attention_of_several_tiles),
-          CASE(test_attention_edges))
+          CASE(test_attention_edges), CASE(test_embedding), CASE(test_head), CASE(test_head_gradients_elsewhere),
+          CASE(test_logits), CASE(test_columns), CASE(test_dropout), CASE(test_gradient_norm), CASE(test_adamw),
+          CASE(test_indices_outside), CASE(test_head_shows_nan))

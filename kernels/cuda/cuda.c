@@ -33,6 +33,15 @@ static const struct kernel cuda_kernels[OP_COUNT] = {
     [OP_GATE] = {BOTH(gate)},
     [OP_MLA_KEYS] = {BOTH(mla_keys)},
     [OP_ATTENTION] = {BOTH(attention), .supports = cuda_attention_supports},
+    [OP_EMBED] = {BOTH(embed)},
+    [OP_COLUMNS] = {BOTH(columns)},
+    [OP_DROPOUT] = {BOTH(dropout)},
+    [OP_TOKEN_LOGPROB] = {BOTH(token_logprob)},
+    [OP_LOGITS] = {.forward = cuda_logits},
+    [OP_ROW_NORMS] = {.forward = cuda_row_norms},
+    [OP_GRAD_ADD] = {.forward = cuda_grad_add},
+    [OP_GRAD_NORM] = {.forward = cuda_grad_norm},
+    [OP_ADAMW] = {.forward = cuda_adamw},
 };
 
 // What is in use of the GPU: by us, the driver for us, and others.

@@ -102,3 +102,14 @@ CUDA_KERNEL(gate);
 CUDA_KERNEL(mla_keys);
 CUDA_KERNEL(attention); // cuda_attention.c
 bool cuda_attention_supports(const struct op_call *call, char *why, size_t why_size);
+
+#define CUDA_DIRECT(name) int cuda_##name(struct backend *backend, const struct op_call *call, struct error *err)
+CUDA_KERNEL(embed);         // cuda_embed.c
+CUDA_KERNEL(token_logprob); // cuda_head.c
+CUDA_DIRECT(logits);
+CUDA_KERNEL(columns); // cuda_columns.c
+CUDA_KERNEL(dropout);
+CUDA_DIRECT(row_norms);
+CUDA_DIRECT(grad_add); // cuda_optimizer.c
+CUDA_DIRECT(grad_norm);
+CUDA_DIRECT(adamw);

@@ -1,5 +1,5 @@
 // The arena and the way into it and out of it: two pinned buffers, so that the host never waits for a copy it has just
-// enqueued, and pageable memory is read before a call returns.
+// enqueued, and pageable memory is read before a call returns. What kernels found wrong comes back with every read.
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/cuda_plan.h"
 
@@ -15,6 +15,7 @@ struct cuda_staging {
     uint8_t *buffer[BUFFERS];
     cudaEvent_t done[BUFFERS]; // the last copy out of it
     int next;
+    unsigned long long *faults; // [FAULTS], pinned: a copy of the device's
 };
 
 int cuda_check(cudaError_t status, const char *what, struct error *err) {
@@ -37,7 +38,11 @@ int cuda_memory_open(struct cuda_backend *b, struct error *err) {
             CUDA_TRY(cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming), err))
             return -1;
     }
-    return 0;
+    size_t bytes = FAULTS * sizeof *s->faults;
+    if (CUDA_TRY(cudaHostAlloc((void **)&s->faults, bytes, cudaHostAllocDefault), err) ||
+        cuda_check(cudaMalloc((void **)&b->gpu.faults, bytes), "the faults of kernels", err))
+        return -1;
+    return CUDA_TRY(cudaMemsetAsync(b->gpu.faults, 0, bytes, b->gpu.stream), err);
 }
 
 void cuda_memory_close(struct cuda_backend *b) {
@@ -45,9 +50,11 @@ void cuda_memory_close(struct cuda_backend *b) {
         if (b->staging->done[i]) cudaEventDestroy(b->staging->done[i]);
         cudaFreeHost(b->staging->buffer[i]);
     }
+    if (b->staging) cudaFreeHost(b->staging->faults);
     mem_free(b->staging);
     cudaFree(b->gpu.arena);
-    b->staging = NULL, b->gpu.arena = NULL;
+    cudaFree(b->gpu.faults);
+    b->staging = NULL, b->gpu.arena = NULL, b->gpu.faults = NULL;
 }
 
 int cuda_reserve(struct backend *backend, size_t bytes, struct error *err) {
@@ -93,12 +100,35 @@ int cuda_write(struct backend *backend, struct tensor dst, const void *src, size
     return cuda_upload(b, b->gpu.arena + dst.offset, src, bytes, err);
 }
 
+static int find_fault(const unsigned long long faults[FAULTS], struct error *err) {
+    static const char *const words[FAULTS] = {
+        [FAULT_TOKEN_ID] = "op embed: token id %d of row %lld is outside the vocabulary",
+        [FAULT_TARGET] = "op token_logprob: target %d of row %lld is outside the vocabulary",
+        [FAULT_TRAINED_ROWS] = "op token_logprob: %d rows have a weight, more than the %lld that were promised",
+        [FAULT_POSITION] = "op rope: position %d of row %lld is outside the table",
+        [FAULT_SLOT] = "op kv_write: slot %d of row %lld is outside the cache",
+    };
+    for (int i = 0; i < FAULTS; i++) {
+        if (faults[i] == 0) continue;
+        return error_set(err, STATUS_INTERNAL, words[i], (int)(uint32_t)faults[i],
+                         (long long)(UINT32_MAX - (uint32_t)(faults[i] >> 32)));
+    }
+    return 0;
+}
+
 // Copies into pageable memory are done when the call returns; what ran into an error before shows here.
 int cuda_read(struct backend *backend, void *dst, struct tensor src, size_t bytes, struct error *err) {
     struct cuda_backend *b = cuda_self(backend);
     if (!in_arena(b, &src, bytes)) return error_set(err, STATUS_INTERNAL, "read of %zu bytes outside the arena", bytes);
-    if (bytes && cuda_check(cudaMemcpyAsync(dst, b->gpu.arena + src.offset, bytes, cudaMemcpyDeviceToHost, b->gpu.stream),
-                            "a copy from the GPU", err))
+    if (bytes &&
+        cuda_check(cudaMemcpyAsync(dst, b->gpu.arena + src.offset, bytes, cudaMemcpyDeviceToHost, b->gpu.stream),
+                   "a copy from the GPU", err))
         return -1;
-    return cuda_check(cudaStreamSynchronize(b->gpu.stream), "waiting for the GPU", err);
+    unsigned long long *faults = b->staging->faults;
+    if (cuda_check(
+            cudaMemcpyAsync(faults, b->gpu.faults, FAULTS * sizeof *faults, cudaMemcpyDeviceToHost, b->gpu.stream),
+            "a copy from the GPU", err) ||
+        cuda_check(cudaStreamSynchronize(b->gpu.stream), "waiting for the GPU", err))
+        return -1;
+    return find_fault(faults, err);
 }

@@ -1,5 +1,6 @@
 // Workspaces of the CUDA backend's kernels: pure functions of shapes, linked into the program too, so that a run on a
 // GPU can be planned where there is none. What lies where in a workspace is decided here as well, once for both.
+// GPU can be planned where there is none.
 #pragma once
 
 #include "kernels/error.h"
@@ -99,3 +100,12 @@ struct moe_linear_space moe_linear_space_of(const struct op_call *call, bool bac
 size_t cuda_moe_linear_group_workspace(const struct op_call *call, bool backward, int threads);
 // `threads` does not matter here.
 size_t cuda_attention_workspace(const struct op_call *call, bool backward, int threads);
+#define CUDA_WORKSPACE(name) size_t cuda_##name##_workspace(const struct op_call *call, bool backward, int threads)
+// cuda_head_plan.c
+CUDA_WORKSPACE(embed);
+CUDA_WORKSPACE(token_logprob);
+CUDA_WORKSPACE(logits);
+CUDA_WORKSPACE(columns);
+CUDA_WORKSPACE(row_norms);
+CUDA_WORKSPACE(grad_norm);
+CUDA_WORKSPACE(adamw);

@@ -254,6 +254,7 @@ template <class T> struct rope_args {
     int head_dim, half, first;
     bool neox, acc[2];
     float direction;
+    unsigned long long *faults;
 };
 
 template <class T> __global__ void rope_kernel(rope_args<T> a) {
@@ -273,6 +274,7 @@ template <class T> __global__ void rope_kernel(rope_args<T> a) {
     }
     int64_t p = a.positions.at(row, 0);
     bool known = p >= 0 && p < a.table.rows;
+    if (!known && j == 0 && head == 0) raise_fault(a.faults, FAULT_POSITION, row, (int32_t)p);
     float cosine = known ? a.table.at(p, j) : NAN, sine = known ? a.direction * a.table.at(p, a.half + j) : NAN;
     int low = a.first + (a.neox ? j : 2 * j), high = a.first + (a.neox ? j + a.half : 2 * j + 1);
     float xa = to_float(x[low]), xb = to_float(x[high]);
@@ -282,6 +284,7 @@ template <class T> __global__ void rope_kernel(rope_args<T> a) {
 
 template <class T> void rope(const struct gpu *g, const struct op_call *call, bool backward) {
     rope_args<T> a = {};
+    a.faults = g->faults;
     a.positions = matrix_of<int32_t>(g, &call->in[2]), a.table = matrix_of<float>(g, &call->in[3]);
     a.head_dim = call->p.rope.head_dim, a.half = call->p.rope.rotary_dim / 2, a.first = call->p.rope.first;
     a.neox = call->p.rope.kind == ROPE_NEOX, a.direction = backward ? -1 : 1;
@@ -344,8 +347,10 @@ template <class T> void fill(const struct gpu *g, const struct op_call *call, T 
 template <class T> struct kv_pass {
     matrix<T> from, cache;
     matrix<int32_t> slots;
+    unsigned long long *faults;
     template <int N> __device__ void run(int64_t row, int64_t col) const {
         int32_t slot = slots.at(row, 0);
+        if (slot >= cache.rows && col == 0) raise_fault(faults, FAULT_SLOT, row, slot);
         if (slot >= 0 && slot < cache.rows) store<N>(cache, slot, col, load<N>(from, row, col));
     }
 };
@@ -353,7 +358,7 @@ template <class T> struct kv_pass {
 template <class T> void kv_write(const struct gpu *g, const struct op_call *call) {
     for (int i = 0; i < 2; i++) {
         kv_pass<T> p = {matrix_of<T>(g, &call->in[i]), matrix_of<T>(g, &call->out[i]),
-                        matrix_of<int32_t>(g, &call->in[2])};
+                        matrix_of<int32_t>(g, &call->in[2]), g->faults};
         pass<T>(g, p.from.rows, p.from.cols, wide(p.from) && wide(p.cache), p);
     }
 }

@@ -78,6 +78,12 @@ static inline unsigned blocks_for(int64_t items, int64_t per_block) {
     return (unsigned)((items + per_block - 1) / per_block);
 }
 
+// Index `value` of row `row` points outside: told by the next read. The caller goes on without following it.
+static inline __device__ void raise_fault(unsigned long long *faults, enum gpu_fault fault, int64_t row,
+                                          int32_t value) {
+    atomicMax(&faults[fault], (unsigned long long)(UINT32_MAX - (uint32_t)row) << 32 | (uint32_t)value);
+}
+
 // --- sums in a fixed order: every lane (thread) gets the result
 template <class T> static inline __device__ T warp_sum(T x) {
     for (int bits = WARP / 2; bits > 0; bits /= 2) x += __shfl_xor_sync(ALL_LANES, x, bits);
