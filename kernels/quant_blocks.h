@@ -39,7 +39,8 @@ QUANT_DECODER(iq4_xs);
 extern const uint16_t quant_iq1_grid[2048], quant_iq2_xxs_grid[256], quant_iq2_xs_grid[512], quant_iq2_s_grid[1024];
 extern const uint16_t quant_iq3_xxs_grid[256], quant_iq3_s_grid[512];
 
-// What codes of the IQ formats stand for (quant_iq.c), as initialisers: decoders elsewhere have their own arrays of them.
+// What codes of the IQ formats stand for (quant_iq.c), as initialisers: decoders elsewhere have their own arrays of
+// them.
 #define QUANT_IQ4_VALUES                                                                                               \
     { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 }
 #define QUANT_IQ2_VALUES                                                                                               \

@@ -9,13 +9,13 @@
 
 #include <dlfcn.h>
 
-enum { ARENA = 4 << 20, MOST = 400, CANARY = 0xA7 };
+enum { ARENA = 4 << 20, MOST = 500, CANARY = 0xA7 };
 
 // Weights that go to one device together.
 struct stock {
     struct weight w[MOST], envelope[8 * MOST]; // envelopes: where on the device a weight lies, relative to 16 bytes
     const struct weight *list[9 * MOST];
-    void *blocks[MOST];
+    void *blocks[MOST * TABLES];
     struct table_weight *made[MOST];
     int n, n_envelopes, n_blocks, n_made;
 };
@@ -67,7 +67,7 @@ static struct weight *add_blocks(struct stock *s, enum quant id, int64_t rows, i
     size_t stride = quant_row_bytes(f, cols) + (size_t)gap, size = (size_t)rows * stride;
     uint32_t seed = 77u + (uint32_t)id * 31u + (uint32_t)cols;
     uint8_t *block = malloc(size + 16), *data = block + off;
-    bench_require(block && s->n_blocks < MOST, "memory");
+    bench_require(block && s->n_blocks < MOST * TABLES, "memory");
     s->blocks[s->n_blocks++] = block;
     for (size_t i = 0; i < size; i++)
         data[i] = content == ENDS ? (i / 64 % 2 ? 0xFF : 0) : (uint8_t)(table_word(&seed) >> 11);
@@ -302,6 +302,27 @@ static struct table_weight *add_table(struct stock *s, enum quant id, int64_t ro
     return t;
 }
 
+static const uint8_t *aligned_copy(struct stock *s, const uint8_t *data, size_t bytes) {
+    uint8_t *copy = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    bench_require(copy && s->n_blocks < MOST * TABLES, "memory");
+    s->blocks[s->n_blocks++] = copy;
+    return memcpy(copy, data, bytes);
+}
+
+// The same weight where everything is aligned, for the wide loads.
+static void add_aligned(struct stock *s, const struct table_weight *t) {
+    struct table_weight *twin = calloc(1, sizeof *twin);
+    bench_require(twin && s->n_made < MOST, "memory");
+    s->made[s->n_made++] = twin;
+    twin->w = t->w, twin->tables = t->tables, twin->w.tables = &twin->tables;
+    twin->w.data = aligned_copy(s, t->w.data, weight_bytes(&t->w));
+    for (int i = 0; i < TABLES; i++) {
+        if (t->tables.table[i].data)
+            twin->tables.table[i].data = aligned_copy(s, t->tables.table[i].data, t->tables.table[i].bytes);
+    }
+    add(s, twin->w);
+}
+
 static bool any_cols(enum quant id) {
     return id == QUANT_NF4 || id == QUANT_FP4 || id == QUANT_INT8 || id == QUANT_FP8_E4M3 || id == QUANT_FP8_E5M2;
 }
@@ -310,7 +331,7 @@ static void check_tables(enum quant id) {
     struct stock *s = stock_open();
     for (int variant = 0; variant < 16; variant++) {
         if ((variant & 3) == 3) continue;
-        for (int wild = 0; wild < 2; wild++) add_table(s, id, 32, 96, variant, wild);
+        for (int wild = 0; wild < 2; wild++) add_aligned(s, add_table(s, id, 32, 96, variant, wild));
         add(s, weight_rows(&s->w[s->n - 1], 5, 19)); // not where words begin
         if (any_cols(id)) add_table(s, id, 17, 37, variant, false);
     }
@@ -347,6 +368,7 @@ TEST(odd_groups_and_scales) {
         for (size_t i = 0; i < COUNT_OF(sizes); i++) { // fewer groups than were made
             struct table_weight *t = add_table(s, ids[f], 32, 96, TABLE_ROUND_F16, false);
             t->tables.block_cols = sizes[i];
+            add_aligned(s, t);
         }
         for (enum number type = NUMBER_F32; type <= NUMBER_E8M0; type++) {
             struct table_weight *t = add_table(s, ids[f], 32, 96, 0, false);
@@ -356,6 +378,7 @@ TEST(odd_groups_and_scales) {
             struct table_bytes b = table_scales(t, 5, t->tables.scale_ld * 4, type, &seed);
             t->tables.table[TABLE_SCALES].data = b.data, t->tables.table[TABLE_SCALES].bytes = b.bytes;
             add(s, t->w);
+            add_aligned(s, t);
         }
     }
     add_table(s, QUANT_GPTQ_8, 32, 36, TABLE_OTHER, false); // not a whole number of packs

@@ -64,7 +64,7 @@ __host__ __device__ constexpr int alignment_at(int a, int offset) {
     return offset % a ? alignment_of(offset) : a;
 }
 
-template <int N> struct words { uint32_t w[N / 4]; };
+template <int N> struct alignas(N) words { uint32_t w[N / 4]; };
 template <int N, int A> __device__ __forceinline__ words<N> load(const uint8_t *p) { // N bytes, 4, 8 or 16
     words<N> x;
     if constexpr (N == 16 && A >= 16) {

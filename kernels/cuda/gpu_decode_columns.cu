@@ -19,10 +19,11 @@ struct column_tables { // what both have
     bool less_one;
 
     bool aligned() const {
-        return ((uintptr_t)data | (uintptr_t)scales) % 16 == 0 && (uintptr_t)zeros % 4 == 0 && !(cols >> 31);
+        return ((uintptr_t)data | (uintptr_t)scales) % 16 == 0 && ((uintptr_t)zeros | (uintptr_t)groups) % 4 == 0 &&
+               rows % 4 == 0 && !(cols >> 31);
     }
-    __device__ __forceinline__ int64_t group_of(int64_t col) const {
-        return groups ? (int64_t)word_at<1>(groups + 4 * col) : group(col);
+    template <int A> __device__ __forceinline__ int64_t group_of(int64_t col) const {
+        return groups ? (int64_t)word_at<A>(groups + 4 * col) : group(col);
     }
     __device__ __forceinline__ float scale(int64_t group, int64_t row) const {
         return number_at<1>(scales, scale_type, group * rows + row);
@@ -72,7 +73,7 @@ template <int BITS> struct gptq : column_tables {
         return __uint_as_float(0x4B000000u | (numbers >> BITS * i & MASK));
     }
     __device__ __forceinline__ float element(int64_t row, int64_t col) const {
-        int64_t g = group_of(col);
+        int64_t g = group_of<1>(col);
         uint32_t q = stream<1>(data + 4 * row, rows, col, 1, 0);
         return round_to(scale(g, row) * (code(q, 0) - code(zero_points<1>(g, row, 1), 0)), rounded);
     }
@@ -125,11 +126,12 @@ struct column_args {
     bool wide;
 };
 
-enum kind { ALIGNED, ANYWHERE, MIXED }; // MIXED: columns of a pack are of different groups
+// MIXED: columns of a pack are of different groups, and everything is aligned.
+enum kind { ALIGNED, ANYWHERE, MIXED };
 
 template <int BITS, enum kind KIND, class T>
 __global__ __launch_bounds__(THREADS) void gptq_kernel(column_args a, gptq<BITS> f) {
-    constexpr bool WIDE = KIND == ALIGNED; // then rows come in fours, too
+    constexpr bool WIDE = KIND != ANYWHERE; // then rows come in fours, too
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int64_t pack = (int64_t)(blockIdx.x % a.tiles) * 16 + warp % 2 * 8 + lane % 8;
     int64_t row = f.first / 4 * 4 + (int64_t)(blockIdx.x / a.tiles) * (blockDim.x / 4) + warp / 2 * 16 + lane / 8 * 4;
@@ -139,7 +141,7 @@ __global__ __launch_bounds__(THREADS) void gptq_kernel(column_args a, gptq<BITS>
     four_factors x;
     if (KIND != MIXED) x = factors_of<BITS, WIDE>(f, WIDE ? f.group.small(pack * 8) : f.group(pack * 8), row);
     UNROLL for (int j = 0; j < 8; j++) {
-        if (KIND == MIXED) x = factors_of<BITS, false>(f, f.group_of(pack * 8 + j), row);
+        if (KIND == MIXED) x = factors_of<BITS, true>(f, f.template group_of<4>(pack * 8 + j), row);
         UNROLL for (int i = 0; i < 4; i++) {
             float code = BITS == 8 && j >= 4 ? f.code(q.high[i], j % 4) : f.code(q.low[i], j);
             v[i][j] = x.scale[i] * (code - x.zero[i]);
@@ -163,7 +165,7 @@ struct awq : column_tables {
         return lines + 4 * (line * (rows / 8) + w);
     }
     __device__ __forceinline__ float element(int64_t row, int64_t col) const {
-        int64_t g = group_of(col);
+        int64_t g = group_of<1>(col);
         int i = (int)(row % 8);
         float zero = code(word_at<1>(word(zeros, g, row / 8)), i);
         return round_to((code(word_at<1>(word(data, col, row / 8)), i) - zero) * scale(g, row), rounded);
@@ -242,7 +244,7 @@ column_args args_of(const decode_call &c, F &f, int64_t down, int64_t step, unsi
 
 template <int BITS> void decode_gptq(const struct gpu *g, const decode_call &c) {
     auto f = columns_of<gptq<BITS>>(c);
-    if (c.ids || c.w->cols % 8) {
+    if (c.ids || c.w->cols % 8 || (groups_cut_packs(c) && !f.aligned())) {
         launch_rows(g, c, element_rows<gptq<BITS>>{f});
         return;
     }
@@ -250,7 +252,7 @@ template <int BITS> void decode_gptq(const struct gpu *g, const decode_call &c) 
     column_args a = args_of(c, f, 64, 4, 64, &grid);
     if (groups_cut_packs(c))
         DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, MIXED, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
-    else if (f.aligned() && f.rows % 4 == 0)
+    else if (f.aligned())
         DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ALIGNED, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
     else
         DISPATCH(c.dtype, T, LAUNCH((gptq_kernel<BITS, ANYWHERE, T>), grid.blocks, grid.threads, 0, g->stream, a, f));
