@@ -2,59 +2,7 @@
 // adapter, the logits, the loss and the adapter's gradients that were computed there. Here the same is computed from
 // the same files, plainly, on the queued backend with recomputed layers, and in bf16; and the adapter is written again
 // as PEFT wrote it. Where llama.cpp's converter made a GGUF of the model, all of this is done with that base, too.
-#include "tests/harness.h"
-#include "tests/parity.h"
-
-// Far below what is promised (1e-4, 5e-4 with experts): these numbers are the same on every machine.
-#define TOLERANCE          1e-5
-#define TOLERANCE_GRADIENT 4e-5
-#define TOLERANCE_BF16     0.05
-
-static const char FOLDER[] = "tests/fixtures/families";
-
-static const char *path_of(const char *family, const char *file) {
-    static char path[4][400];
-    static int next;
-    next = (next + 1) % 4;
-    snprintf(path[next], sizeof path[next], "%s/%s%s%s", FOLDER, family, file ? "/" : "", file ? file : "");
-    return path[next];
-}
-
-static const char *scratch(void) {
-    static char path[400];
-    snprintf(path, sizeof path, "%s/gradients", test_folder());
-    return path;
-}
-
-// Calls `check` for every base there is: a family's folder, with `base` NULL, or a file in it.
-static void each_base(void (*check)(const char *family, const char *base)) {
-    char **names;
-    size_t count, folders = 0, files = 0;
-    struct error err = {0};
-    CHECK_MSG(file_list(FOLDER, &names, &count, &err) == 0, "%s", err.text);
-    if (err.code) return;
-    for (size_t i = 0; i < count; i++) {
-        if (!file_is_folder(path_of(names[i], NULL))) continue;
-        if (file_exists(path_of(names[i], "config.json"))) check(names[i], NULL), folders++;
-        if (file_exists(path_of(names[i], "model.gguf"))) check(names[i], "model.gguf"), files++;
-    }
-    CHECK_MSG(folders >= 63 && files >= 32, "only %zu folders, %zu GGUF files", folders, files);
-    file_list_free(names, count);
-}
-
-static void compare(const char *family, const struct parity_setup *setup, double logits, double gradient) {
-    struct parity p;
-    struct error err = {0};
-    const char *base = setup->base ? setup->base : "folder";
-    int status = parity_of(path_of(family, NULL), scratch(), setup, &p, &err);
-    CHECK_MSG(status == 0, "%s: %s", family, err.text);
-    if (status) return;
-    CHECK_MSG(p.logits <= logits, "%s %s: logits are off by %.2g of the largest", family, base, p.logits);
-    CHECK_MSG(p.loss <= logits, "%s %s: the loss is off by %.2g", family, base, p.loss);
-    CHECK_MSG(p.gradient <= gradient, "%s %s: the gradient of %s is off by %.2g of its largest", family, base, p.worst,
-              p.gradient);
-    CHECK((p.gradients > 0) == !setup->adapter);
-}
+#include "tests/family_list.h"
 
 static void plain(const char *family, const char *base) {
     compare(family, &(struct parity_setup){.base = base, .threads = 2, .dtype = DTYPE_F32}, TOLERANCE,
@@ -65,7 +13,8 @@ TEST(as_transformers_and_peft) {
 }
 
 static void late(const char *family, const char *base) {
-    struct parity_setup setup = {.base = base, .threads = 1, .device = DEVICE_LATE, .checkpoint = true, .dtype = DTYPE_F32};
+    struct parity_setup setup = {
+        .base = base, .threads = 1, .device = DEVICE_LATE, .checkpoint = true, .dtype = DTYPE_F32};
     compare(family, &setup, TOLERANCE, TOLERANCE_GRADIENT);
 }
 TEST(queued_and_recomputed) {
