@@ -334,6 +334,23 @@ static const struct big_linear big_linears[] = {
      .rank = 32,
      .format = QUANT_F32,
      .acc = true},
+    {.rows = 180,
+     .in = 96,
+     .out = 56,
+     .experts = 5,
+     .parts = 2,
+     .spans = 1,
+     .rank = 8,
+     .format = QUANT_Q8_0,
+     .bias = true},
+    {.rows = 120,
+     .in = 64,
+     .out = 24,
+     .experts = 5,
+     .format = QUANT_Q8_0,
+     .parts = 1,
+     .scattered = true,
+     .apart = true},
 };
 
 // The experts of a part: rows of one matrix, in their order or not.
@@ -458,4 +475,6 @@ static const struct op_case moe_cases[] = {
     {"linear scattered experts apart", OP_MOE_LINEAR_GROUP, case_big_linear, 16},
     {"linear two neighbours", OP_MOE_LINEAR_GROUP, case_big_linear, 17},
     {"linear three neighbours acc", OP_MOE_LINEAR_GROUP, case_big_linear, 18},
+    {"linear q8_0", OP_MOE_LINEAR_GROUP, case_big_linear, 19},
+    {"linear q8_0 scattered", OP_MOE_LINEAR_GROUP, case_big_linear, 20},
 };
