@@ -2,7 +2,7 @@
 # Installs the Debian packages that building and testing needs, and only if one is missing: with root rights when that is
 # who runs it, else by sudo, saying what. A second run needs neither network nor rights.
 set -euo pipefail
-packages=(gcc make libc6-dev libcjson-dev libyaml-dev libpcre2-dev libutf8proc-dev libssl-dev python3 python3-venv
+packages=(gcc g++ make libc6-dev libcjson-dev libyaml-dev libpcre2-dev libutf8proc-dev libssl-dev python3 python3-venv
     python3-pip clang clang-format unzip ca-certificates)
 if ! command -v dpkg-query >/dev/null; then
     echo "not a Debian system: see README.md for what has to be installed (${packages[*]})"
