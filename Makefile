@@ -66,7 +66,7 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/libgraft.a
 # The CUDA plug-in: for GPUs, and once more for the host, where its kernels run without one (tests/cuda_host).
 include kernels/cuda/rules.mk
 
-programs: $(BUILD)/graft $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
+programs: $(BUILD)/graft $(BUILD)/cuda_host/libgraft_cuda.so $(TESTS) $(PEERS) $(BUILD)/tests/make_tiny
 # The same program under AddressSanitizer and UndefinedBehaviorSanitizer: the suites of bad input and fuzz seeds run on it.
 sanitized:
 	@$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=all" \
@@ -105,7 +105,7 @@ quickstart: base
 config-docs: $(BUILD)/graft
 	@$(BUILD)/graft help --markdown > docs/config.md
 format:
-	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format -i
+	@git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs clang-format -i
 install: $(BUILD)/graft
 	@install -D $(BUILD)/graft $(DESTDIR)$(PREFIX)/bin/graft && echo $(DESTDIR)$(PREFIX)/bin/graft
 clean:

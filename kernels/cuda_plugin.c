@@ -74,8 +74,8 @@ static const struct cuda_plugin *plugin_open(struct error *err) {
     }
     const struct cuda_plugin *plugin = dlsym(handle, CUDA_PLUGIN_SYMBOL);
     if (!plugin || plugin->abi != CUDA_PLUGIN_ABI || plugin->own_bytes != sizeof *plugin ||
-        plugin->call_bytes != sizeof(struct op_call) ||
-        plugin->weight_bytes != sizeof(struct weight) || plugin->class_bytes != sizeof(struct backend_class)) {
+        plugin->call_bytes != sizeof(struct op_call) || plugin->weight_bytes != sizeof(struct weight) ||
+        plugin->class_bytes != sizeof(struct backend_class)) {
         error_set(err, STATUS_INTERNAL, "%s is of another version than this program; build both together", path);
         return NULL;
     }

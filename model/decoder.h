@@ -40,8 +40,8 @@ struct pass {
     float neftune_alpha;
     int checkpoint_layers; // of so many layers, from the first on, the inside is computed again in backward
     bool keep_attention;   // but for what attention gives
-    float balance;   // weight of the load-balancing loss of routers, with gradients; 0 = off
-    int n_spans;     // rows in no span: bare base
+    float balance;         // weight of the load-balancing loss of routers, with gradients; 0 = off
+    int n_spans;           // rows in no span: bare base
     struct pass_span spans[LINEAR_MAX_SPANS];
 };
 

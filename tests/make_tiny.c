@@ -1,7 +1,8 @@
-// make_tiny FOLDER: tiny.gguf, train.jsonl, test.jsonl and config.yml for tests that run the program.
+// make_tiny FOLDER [LAYERS]: tiny.gguf, train.jsonl, test.jsonl and config.yml for tests that run the program.
 #include "tests/tiny.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static const char *const config =
     "base_model: %s/tiny.gguf\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n"
@@ -13,14 +14,16 @@ static const char *const config =
 int main(int argc, char **argv) {
     struct error err = {0};
     char path[600];
-    if (argc != 2) {
-        fprintf(stderr, "make_tiny FOLDER\n");
+    if (argc != 2 && argc != 3) {
+        fprintf(stderr, "make_tiny FOLDER [LAYERS]\n");
         return 64;
     }
     const char *folder = argv[1];
+    struct tiny_options options = tiny_default;
+    if (argc == 3) options.layers = atoi(argv[2]);
     int failed = file_make_folders(folder, &err);
     snprintf(path, sizeof path, "%s/tiny.gguf", folder);
-    failed = failed || file_remove(path, &err) || tiny_write(path, &tiny_default, &err);
+    failed = failed || file_remove(path, &err) || tiny_write(path, &options, &err);
     snprintf(path, sizeof path, "%s/train.jsonl", folder);
     failed = failed || tiny_rows(path, 96, 5, &err);
     snprintf(path, sizeof path, "%s/test.jsonl", folder);

@@ -110,7 +110,8 @@ static inline int parity_programs(struct parity_run *r, const struct parity_setu
     struct tensor t;
     if (plan_begin(plan, "logits", err) || decoder_logits(&r->decoder, &pass, rows, r->batch.max_seqs, &t, err))
         return -1;
-    if (logits && s->device != DEVICE_LATE && device_read(&r->device, logits, t, (size_t)rows * (size_t)r->model.arch.vocab * 4, err))
+    if (logits && s->device != DEVICE_LATE &&
+        device_read(&r->device, logits, t, (size_t)rows * (size_t)r->model.arch.vocab * 4, err))
         return -1;
     if (plan_end(plan, err)) return -1;
     if (logits && device_write(&r->device, r->decoder.scalars, scalars, sizeof *scalars, err)) return -1;

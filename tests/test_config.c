@@ -690,6 +690,7 @@ TEST(failing_allocations) {
 
 TEST_MAIN(CASE(defaults), CASE(required_keys), CASE(unknown_keys), CASE(wrong_types), CASE(ranges),
           CASE(all_problems_at_once), CASE(empty_values_mean_unset), CASE(numbers_in_quotes), CASE(overrides),
-          CASE(adapter_rules), CASE(batch_and_schedule_rules), CASE(device_rules), CASE(precision_rules), CASE(when_to_evaluate_and_save),
-          CASE(data_rules), CASE(counts_of_entries), CASE(statuses), CASE(json_config), CASE(effective_text_loads_back),
-          CASE(files_of_axolotl_users), CASE(files), CASE(recipes_load), CASE(failing_allocations))
+          CASE(adapter_rules), CASE(batch_and_schedule_rules), CASE(device_rules), CASE(precision_rules),
+          CASE(when_to_evaluate_and_save), CASE(data_rules), CASE(counts_of_entries), CASE(statuses), CASE(json_config),
+          CASE(effective_text_loads_back), CASE(files_of_axolotl_users), CASE(files), CASE(recipes_load),
+          CASE(failing_allocations))

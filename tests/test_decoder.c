@@ -263,7 +263,7 @@ TEST(checkpointing_gives_the_same_bits) {
     s.dropout = 0.2f;
     s.neftune = 5;
     struct outcome kept = run(&s);
-    double flops = kept.flops; // more and more is computed twice
+    double flops = kept.flops;    // more and more is computed twice
     for (int i = 0; i < 3; i++) { // the first layer; all but what attention gives; all
         s.checkpoint_layers = i == 0 ? 1 : 99, s.keep_attention = i == 1;
         struct outcome recomputed = run(&s);

@@ -59,9 +59,9 @@ def expect(code, *words, args, env=None):
     return r
 
 
-def tiny(name):
+def tiny(name, *layers):
     folder = os.path.join(work, name)
-    subprocess.run([f"{BUILD}/tests/make_tiny", folder], check=True)
+    subprocess.run([f"{BUILD}/tests/make_tiny", folder, *map(str, layers)], check=True)
     return folder
 
 

@@ -29,7 +29,7 @@ def sources(*folders):
     for folder in folders or ARROWS:
         for root, _, names in os.walk(folder):
             for name in sorted(names):
-                if name.endswith((".c", ".h")):
+                if name.endswith((".c", ".h", ".cu", ".cuh", ".cpp")):
                     yield os.path.join(root, name)
 
 

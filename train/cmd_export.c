@@ -199,8 +199,9 @@ static int verify_file(const char *path, const char *form, const struct adapter_
     struct adapter adapter = {0};
     struct session_options options = {.base = base->source, .dtype = base->dtype};
     struct text notice = {0}; // a run has said where it computes
-    int failed = session_device(CONFIG_DEVICE_AUTO, &options.device, &notice, err) || session_open(&options, &s, err) || check_ids(p, s.model.arch.vocab, err) ||
-                 adapter_read(path, &s.model, &adapter, err) || compare(&s, p, form, &adapter, out, err);
+    int failed = session_device(CONFIG_DEVICE_AUTO, &options.device, &notice, err) || session_open(&options, &s, err) ||
+                 check_ids(p, s.model.arch.vocab, err) || adapter_read(path, &s.model, &adapter, err) ||
+                 compare(&s, p, form, &adapter, out, err);
     text_free(&notice);
     adapter_free(&adapter);
     session_close(&s);

@@ -88,10 +88,12 @@ static void plan_json(const struct trainer *t, const struct forecast *f, struct 
     json_put_int(&w, llround(t->flops_per_token));
     json_put_key(&w, "steps");
     json_put_int(&w, t->total_steps);
-    json_put_key(&w, "predicted_seconds");
-    json_put_double(&w, round(f->seconds * 1e3) / 1e3);
-    json_put_key(&w, "predicted_tokens_per_second");
-    json_put_double(&w, round(f->tokens_per_second * 10) / 10);
+    if (f->known) {
+        json_put_key(&w, "predicted_seconds");
+        json_put_double(&w, round(f->seconds * 1e3) / 1e3);
+        json_put_key(&w, "predicted_tokens_per_second");
+        json_put_double(&w, round(f->tokens_per_second * 10) / 10);
+    }
     json_put_key(&w, "programs");
     json_begin_object(&w);
     for (int i = 0; i < plan_program_count(t->session.device.plan); i++) {
@@ -140,8 +142,11 @@ static void plan_text(const struct trainer *t, const struct forecast *f, struct 
     text_printf(out, "steps       %lld (%lld an epoch), %.1f MFLOP per token\n", (long long)t->total_steps,
                 (long long)t->steps_per_epoch, t->flops_per_token / 1e6);
     text_add(out, "time        ");
-    put_duration(f->seconds, out);
-    text_printf(out, " at %.0f tok/s, by what a short product takes on this machine now\n\n", f->tokens_per_second);
+    if (f->known) {
+        put_duration(f->seconds, out);
+        text_printf(out, " at %.0f tok/s, by what a short product takes on this machine now\n\n", f->tokens_per_second);
+    } else
+        text_add(out, "not predicted on a GPU\n\n");
     text_printf(out, "memory at the peak, in \"%s\"\n", plan_peak_program(plan));
     for (int i = 0; i < PLAN_CLASS_COUNT; i++) {
         if (bytes[i]) text_printf(out, "  %-12s %9.1f MiB\n", plan_class_name(i), (double)bytes[i] / 1048576);

@@ -100,6 +100,8 @@ static double evaluations(const struct trainer *t) {
 int forecast_run(const struct trainer *t, struct forecast *out, struct error *err) {
     const struct arch *a = &t->session.model.arch;
     double rate; // FLOP/s
+    *out = (struct forecast){.known = t->session.options.device != DEVICE_CUDA};
+    if (!out->known) return 0;
     if (measure(&t->session, &rate, err)) return -1;
     // The head skips rows that are not trained; the count of the plan has both products for every row.
     double fill = loader_fill(t->loader);

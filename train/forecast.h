@@ -4,6 +4,7 @@
 #include "train/trainer.h"
 
 struct forecast {
+    bool known;               // false on a GPU: nothing was measured, and the rest is 0
     double tokens_per_second; // of training steps, padding not counted: what the log will say
     double seconds;           // of the whole run: steps and evaluations
 };

@@ -328,8 +328,8 @@ int trainer_start_device(struct trainer *t, struct error *err) {
     if (check_memory(t, err)) return -1;
     bool fresh = !t->config->lora_model_dir;
     if (fresh) trainer_copy_base(t);
-    return session_start(&t->session, err) || run_memory_of(&t->session, &t->memory, err) || attach(t, err) || lora_upload(&t->lora, err) ||
-                   (fresh && lora_start_magnitudes(&t->lora, err))
+    return session_start(&t->session, err) || run_memory_of(&t->session, &t->memory, err) || attach(t, err) ||
+                   lora_upload(&t->lora, err) || (fresh && lora_start_magnitudes(&t->lora, err))
                ? -1
                : 0;
 }

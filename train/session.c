@@ -45,9 +45,8 @@ enum dtype session_dtype(enum config_precision precision, enum device_kind devic
 
 int session_options_of(const struct run_config *config, struct session_options *out, struct text *notice,
                        struct error *err) {
-    *out = (struct session_options){.base = base_source_of(config),
-                                    .threads = (int)config->threads,
-                                    .gpu_memory = config->gpu_memory_bytes};
+    *out = (struct session_options){
+        .base = base_source_of(config), .threads = (int)config->threads, .gpu_memory = config->gpu_memory_bytes};
     if (session_device(config->device, &out->device, notice, err)) return -1;
     struct text about = {0};
     out->dtype = session_dtype(config->precision, out->device, &about);

@@ -38,8 +38,8 @@ struct session {
     uint64_t host_bytes; // anonymous memory held when the plan was made: vocabulary, data, libraries, stacks
 };
 
-// Where a config wants to compute, on this machine. GRAFT_BACKEND=cpu|cuda|late stands above it, for tests. An error when
-// it names a GPU and there is none; with `auto`, `notice` gets one line that says why not, where a GPU was to be
+// Where a config wants to compute, on this machine. GRAFT_BACKEND=cpu|cuda|late stands above it, for tests. An error
+// when it names a GPU and there is none; with `auto`, `notice` gets one line that says why not, where a GPU was to be
 // expected.
 int session_device(enum config_device wanted, enum device_kind *out, struct text *notice, struct error *err);
 // The precision a config asks for on such a device; `notice` gets one line when that is not what was written.

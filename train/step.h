@@ -5,8 +5,8 @@
 #include "train/session.h"
 
 struct step_options {
-    int accumulate;       // micro-batches per step at most
-    float neftune_alpha;  // 0 = off
+    int accumulate;        // micro-batches per step at most
+    float neftune_alpha;   // 0 = off
     int checkpoint_layers; // pass (decoder.h)
     bool keep_attention;
     double max_grad_norm; // 0 = off

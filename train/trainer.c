@@ -242,8 +242,7 @@ static void announce(struct trainer *t) {
             first, ignored > 1 ? " and others" : "");
     runlog_say(&t->log, "data: %s", text_str(&rows));
     runlog_say(&t->log, "run: %lld steps, %s on %s, %.0f MiB planned", (long long)t->total_steps, t->state.arithmetic,
-               backend_describe(t->session.device.backend),
-               (double)t->memory.peak / 1048576);
+               backend_describe(t->session.device.backend), (double)t->memory.peak / 1048576);
     text_free(&rows);
 }
 

@@ -1,5 +1,5 @@
 // The CUDA backend: opening the device, the table of kernels, and the one symbol that the program looks for.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 
 #include "kernels/alloc.h"
 #include "kernels/cuda/cuda_abi.h"

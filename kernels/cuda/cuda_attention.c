@@ -1,5 +1,5 @@
 // The attention op: chooses who computes it. Our own kernels so far (gpu_attention.h).
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gpu_attention.h"
 
 #include <stdio.h>

@@ -1,5 +1,5 @@
 // OP_COLUMNS, OP_ROW_NORMS and OP_DROPOUT.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_head.h"
 #include "kernels/cuda/gpu_columns.h"
 #include "kernels/cuda/gpu_decode.h"

@@ -1,5 +1,5 @@
 // OP_EMBED: rows of a table by id, with what an adapter makes of it.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_head.h"
 #include "kernels/cuda/gpu_decode.h"
 #include "kernels/cuda/gpu_table.h"

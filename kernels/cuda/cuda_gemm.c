@@ -1,6 +1,6 @@
 // Products by cuBLASLt with a workspace of our own. The algorithm of a shape is the first answer of the library's
-// heuristic among those whose sums have a fixed order; answers are kept. cuBLASLt is column-major: a row-major C = A B is
-// its C' = B' A', the same bytes.
+// heuristic among those whose sums have a fixed order; answers are kept. cuBLASLt is column-major: a row-major C = A B
+// is its C' = B' A', the same bytes.
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/cuda_plan.h"
 
@@ -38,7 +38,8 @@ static int check(cublasStatus_t status, const char *what, const struct gemm_prod
     if (status == CUBLAS_STATUS_SUCCESS) return 0;
     return error_set(err, status == CUBLAS_STATUS_ALLOC_FAILED ? STATUS_MEMORY : STATUS_INTERNAL,
                      "%s: %s of a product (%lld x %lld) by (%lld x %lld)", cublasLtGetStatusName(status), what,
-                     p ? (long long)p->m : 0, p ? (long long)p->k : 0, p ? (long long)p->k : 0, p ? (long long)p->n : 0);
+                     p ? (long long)p->m : 0, p ? (long long)p->k : 0, p ? (long long)p->k : 0,
+                     p ? (long long)p->n : 0);
 }
 
 int cuda_gemm_open(struct cuda_backend *b, struct error *err) {
@@ -53,8 +54,8 @@ int cuda_gemm_open(struct cuda_backend *b, struct error *err) {
     return check(cublasLtMatmulPreferenceSetAttribute(g->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
                                                       sizeof bytes),
                  "preferences", NULL, err) ||
-                   check(cublasLtMatmulPreferenceSetAttribute(
-                             g->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes),
+                   check(cublasLtMatmulPreferenceSetAttribute(g->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                              &schemes, sizeof schemes),
                          "preferences", NULL, err)
                ? -1
                : 0;

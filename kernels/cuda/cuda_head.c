@@ -6,7 +6,7 @@
 // dlogp. How many rows count is known to the device alone: the host enqueues as many chunks as there may be, rows
 // behind the last one are zeros. What is trained in f32 beside a bf16 product is rounded to bf16 where the other
 // operand is bf16.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_head.h"
 #include "kernels/cuda/gpu_decode.h"
 #include "kernels/cuda/gpu_head.h"

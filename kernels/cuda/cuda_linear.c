@@ -1,7 +1,7 @@
-// OP_LINEAR_GROUP on the GPU: y_i = W_i x + bias_i + scale B_i A_i dropout(x). A packed W is decoded into the workspace,
-// then multiplied by the library. The A's of parts that read the same rows without dropout are one matrix, so that x is
-// read once for all of them, and their part of dx is one product.
-#include "kernels/cuda/cuda.h"
+// OP_LINEAR_GROUP on the GPU: y_i = W_i x + bias_i + scale B_i A_i dropout(x). A packed W is decoded into the
+// workspace, then multiplied by the library. The A's of parts that read the same rows without dropout are one matrix,
+// so that x is read once for all of them, and their part of dx is one product.
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_plan.h"
 #include "kernels/cuda/gpu_decode.h"
 #include "kernels/cuda/gpu_lora.h"
@@ -30,8 +30,7 @@ static int open_linear(struct linear *l, struct backend *backend, const struct o
                          .size = dtype_size(call->in[0].dtype),
                          .rows = call->in[0].rows,
                          .in = call->in[0].cols};
-    if (tensor_bytes(&call->workspace) < l->space.bytes)
-        return error_set(err, STATUS_INTERNAL, "workspace too small");
+    if (tensor_bytes(&call->workspace) < l->space.bytes) return error_set(err, STATUS_INTERNAL, "workspace too small");
     bool saved = tensor_present(&call->saved[0]);
     l->u = saved ? cuda_at(b, &call->saved[0]) : (float *)(void *)(l->base + l->space.u);
     l->u_ld = saved ? call->saved[0].ld : l->space.ranks;
@@ -122,8 +121,7 @@ static int runs_of(const struct op_call *call, struct run runs[GPU_STACK_MAX]) {
             r->u_end += s->a.rows;
             known = true;
         }
-        if (!known)
-            runs[n++] = (struct run){s->row_begin, s->row_end, s->u_begin, s->u_begin + s->a.rows, s};
+        if (!known) runs[n++] = (struct run){s->row_begin, s->row_end, s->u_begin, s->u_begin + s->a.rows, s};
     }
     return n;
 }

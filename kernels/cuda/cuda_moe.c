@@ -1,7 +1,7 @@
 // Mixtures of experts on the GPU. Linears of experts: a packed weight is decoded into the workspace, as many experts at
 // a time as fit there, and each lot is one grouped product (gpu_grouped.h); the adapters' products are terms of the
 // same sums, so that y and dx are written once. Adapters are copied in the activations' type, padded, first.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_plan.h"
 #include "kernels/cuda/gpu_decode.h"
 #include "kernels/cuda/gpu_grouped.h"

@@ -1,5 +1,5 @@
 // Gradient sums, their norm, AdamW: nothing of it reaches the host.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_head.h"
 
 int cuda_grad_add(struct backend *backend, const struct op_call *call, struct error *err) {

@@ -1,5 +1,5 @@
 // Ops over token rows: the launchers do the work, this finds their weights.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gpu_norm.h"
 #include "kernels/cuda/gpu_rows.h"
 

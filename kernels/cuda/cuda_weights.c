@@ -1,7 +1,7 @@
 // Weights on the device: the packed bytes as they are in the file, found again by their address on the host, so that
-// views, tied weights and shared tables need no bookkeeping of their own. Norms, biases and other vectors also as floats.
-// Layers that do not fit lie in pinned host memory as they shall lie on the device, and pass through slots: one copy each,
-// on a stream of its own, beside the products of the layers before.
+// views, tied weights and shared tables need no bookkeeping of their own. Norms, biases and other vectors also as
+// floats. Layers that do not fit lie in pinned host memory as they shall lie on the device, and pass through slots: one
+// copy each, on a stream of its own, beside the products of the layers before.
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/cuda_plan.h"
 
@@ -30,8 +30,8 @@ struct cuda_weights {
     struct cuda_residency residency;
     uint8_t **segments; // [n_segments] on the device; NULL = streamed
     uint8_t *resident, *slots;
-    uint8_t *pinned;    // streamed segments, one after another
-    size_t *pinned_at;  // [n_segments]
+    uint8_t *pinned;   // streamed segments, one after another
+    size_t *pinned_at; // [n_segments]
     struct slot slot[CUDA_STREAM_SLOTS];
     uint64_t turn;
     cudaStream_t copies;

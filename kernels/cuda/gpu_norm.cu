@@ -125,8 +125,8 @@ template <class T> __global__ void bias_kernel(matrix<T> dy, float *db, int64_t 
     db[c] += sum;
 }
 
-template <class T> norm_args<T> args_of(const struct gpu *g, const struct op_call *call, const float *w,
-                                        const float *bias) {
+template <class T>
+norm_args<T> args_of(const struct gpu *g, const struct op_call *call, const float *w, const float *bias) {
     const auto &p = call->p.norm;
     norm_args<T> a = {};
     a.rows = call->in[0].rows, a.groups = p.groups, a.group = call->in[0].cols / p.groups;
@@ -141,9 +141,9 @@ template <class T> norm_args<T> args_of(const struct gpu *g, const struct op_cal
 #define BY_WIDTH(kernel, T, a)                                                                                         \
     do {                                                                                                               \
         if ((a).group < WIDE_GROUP)                                                                                    \
-            LAUNCH((kernel<T, WARP>), blocks_for((a).rows * (a).groups, WARPS), dim3(WARP, WARPS), 0, g->stream, a);   \
+            LAUNCH((kernel<T, WARP>), blocks_for((a).rows *(a).groups, WARPS), dim3(WARP, WARPS), 0, g->stream, a);    \
         else                                                                                                           \
-            LAUNCH((kernel<T, BLOCK>), blocks_for((a).rows * (a).groups, 1), dim3(BLOCK, 1), 0, g->stream, a);         \
+            LAUNCH((kernel<T, BLOCK>), blocks_for((a).rows *(a).groups, 1), dim3(BLOCK, 1), 0, g->stream, a);          \
     } while (0)
 
 template <class T> void forward(const struct gpu *g, const struct op_call *call, const float *w, const float *bias) {
@@ -180,8 +180,7 @@ template <class T> void backward(const struct gpu *g, const struct op_call *call
 extern "C" void gpu_norm_forward(const struct gpu *g, const struct op_call *call, const float *w, const float *bias) {
     DISPATCH(call->in[0].dtype, T, forward<T>(g, call, w, bias));
 }
-extern "C" void gpu_norm_recompute(const struct gpu *g, const struct op_call *call, const float *w,
-                                   const float *bias) {
+extern "C" void gpu_norm_recompute(const struct gpu *g, const struct op_call *call, const float *w, const float *bias) {
     DISPATCH(call->out[0].dtype, T, recompute<T>(g, call, w, bias));
 }
 extern "C" void gpu_norm_backward(const struct gpu *g, const struct op_call *call, const float *w) {

@@ -1,4 +1,5 @@
-// See gpu_rows.h. Memory-bound passes: a thread moves 16 bytes of each operand where addresses allow it, else one element.
+// See gpu_rows.h. Memory-bound passes: a thread moves 16 bytes of each operand where addresses allow it, else one
+// element.
 #include "kernels/cuda/gpu_rows.h"
 
 #include "kernels/cuda/launch.cuh"
@@ -189,7 +190,8 @@ template <class T> struct alternating_pass {
 };
 
 template <class T> void glu_forward(const struct gpu *g, const struct op_call *call) {
-    matrix<T> gate = matrix_of<T>(g, &call->in[0]), up = matrix_of<T>(g, &call->in[1]), h = matrix_of<T>(g, &call->out[0]);
+    matrix<T> gate = matrix_of<T>(g, &call->in[0]), up = matrix_of<T>(g, &call->in[1]),
+              h = matrix_of<T>(g, &call->out[0]);
     if (up.p)
         pass<T>(g, h.rows, h.cols, wide(gate) && wide(up) && wide(h), glu_pass<T>{gate, up, h, params_of(call)});
     else

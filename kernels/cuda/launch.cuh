@@ -34,10 +34,16 @@ constexpr int WARP = 32;
 struct bf16 {
     uint16_t bits;
 };
-static inline __device__ float to_float(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
-static inline __device__ float to_float(float x) { return x; }
+static inline __device__ float to_float(bf16 x) {
+    return __uint_as_float((unsigned)x.bits << 16);
+}
+static inline __device__ float to_float(float x) {
+    return x;
+}
 template <class T> __device__ T from_float(float x);
-template <> __device__ inline float from_float<float>(float x) { return x; }
+template <> __device__ inline float from_float<float>(float x) {
+    return x;
+}
 template <> __device__ inline bf16 from_float<bf16>(float x) { // to nearest, ties to even
 #if defined(__CUDACC__)
     __nv_bfloat16 h = __float2bfloat16_rn(x);
@@ -48,9 +54,7 @@ template <> __device__ inline bf16 from_float<bf16>(float x) { // to nearest, ti
 }
 
 // N elements that are loaded and stored at once: the address must be a multiple of their size.
-template <class T, int N> struct alignas(sizeof(T) * N) pack {
-    T v[N];
-};
+template <class T, int N> struct alignas(sizeof(T) * N) pack { T v[N]; };
 
 // --- tensors
 template <class T> struct matrix { // p NULL = absent

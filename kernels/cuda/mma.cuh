@@ -1,19 +1,15 @@
 // Matrix instructions of a warp, loads for them, and copies into shared memory that run beside the arithmetic. The only
 // PTX we write stands here; each has a version for the host (tests/cuda_host) that does the same, lane by lane.
 //
-// Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"): lane l has group = l / 4 and part =
-// l % 4. C, D (16 x 8): d[0], d[1] = row group, columns 2 part and 2 part + 1; d[2], d[3] = row group + 8.
-// A (16 x 16, bf16 pairs, the lower column in the lower half): a[0] = row group, columns 2 part ..; a[1] = row group + 8;
-// a[2] = row group, columns 2 part + 8 ..; a[3] = row group + 8, the same. B (16 x 8): b[0] = rows 2 part .., column
-// group; b[1] = rows 2 part + 8 ... A (16 x 8, f32): a[0] = (group, part), a[1] = (group + 8, part), a[2] = (group, part
+// Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"): lane l has group = l / 4 and part
+// = l % 4. C, D (16 x 8): d[0], d[1] = row group, columns 2 part and 2 part + 1; d[2], d[3] = row group + 8. A (16 x
+// 16, bf16 pairs, the lower column in the lower half): a[0] = row group, columns 2 part ..; a[1] = row group + 8; a[2]
+// = row group, columns 2 part + 8 ..; a[3] = row group + 8, the same. B (16 x 8): b[0] = rows 2 part .., column group;
+// b[1] = rows 2 part + 8 ... A (16 x 8, f32): a[0] = (group, part), a[1] = (group + 8, part), a[2] = (group, part
 // + 4), a[3] = (group + 8, part + 4). B (8 x 8, f32): b[0] = (part, group), b[1] = (part + 4, group).
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
-
-#if !defined(__CUDACC__)
-#include "collective.h"
-#endif
 
 // d += a b; a (16 x 16), b (16 x 8), products exact, sums fp32.
 static inline __device__ void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
@@ -27,8 +23,8 @@ static inline __device__ void mma_bf16(float d[4], const uint32_t a[4], const ui
 #endif
 }
 
-// d += a b in fp32; a (16 x 8), b (8 x 8), one fma after another for k ascending. No matrix unit does this: it is for the
-// mode that tight comparisons use.
+// d += a b in fp32; a (16 x 8), b (8 x 8), one fma after another for k ascending. No matrix unit does this: it is for
+// the mode that tight comparisons use.
 static inline __device__ void mma_f32(float d[4], const float a[4], const float b[2]) {
     int lane = (int)(threadIdx.x % WARP), group = lane / 4, part = lane % 4;
     for (int k = 0; k < 8; k++) {

@@ -1,5 +1,5 @@
-// See collective.h. Copies happen as late as they may: when their thread waits for them.
-#include "collective.h"
+// See include/collective.h. Copies happen as late as they may: when their thread waits for them.
+#include <cuda_runtime.h>
 
 #include "kernels/tensor.h"
 

@@ -44,8 +44,8 @@ void multiply(product p) {
         for (uint64_t i = 0; i < p.d.rows; i++) {
             double sum = 0;
             for (uint64_t k = 0; k < depth; k++) {
-                int64_t at = p.desc.trans_a ? (int64_t)(i) * p.a.ld + (int64_t)k : (int64_t)k * p.a.ld + (int64_t)i;
-                int64_t bt = p.desc.trans_b ? (int64_t)(k) * p.b.ld + (int64_t)j : (int64_t)j * p.b.ld + (int64_t)k;
+                int64_t at = p.desc.trans_a ? (int64_t)(i)*p.a.ld + (int64_t)k : (int64_t)k * p.a.ld + (int64_t)i;
+                int64_t bt = p.desc.trans_b ? (int64_t)(k)*p.b.ld + (int64_t)j : (int64_t)j * p.b.ld + (int64_t)k;
                 sum += (double)get(p.pa, p.a.type, at) * (double)get(p.pb, p.b.type, bt);
             }
             sum *= (double)p.alpha;
@@ -154,8 +154,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     for (int i = 0; i < 4; i++) {
         if ((uintptr_t)at[i] % algo->data[2 + i]) return CUBLAS_STATUS_INVALID_VALUE;
     }
-    product p = {*desc, *a_layout, *b_layout, *c_layout, *d_layout, a, b, c, d, *(const float *)alpha,
-                 *(const float *)beta};
+    product p = {
+        *desc, *a_layout, *b_layout, *c_layout, *d_layout, a, b, c, d, *(const float *)alpha, *(const float *)beta};
     if (workspace_bytes) cuda_host_launch("workspace", poison, 1, 1, 0, stream, (unsigned char *)workspace, (size_t)64);
     cuda_host_launch("matmul", multiply, 1, 1, 0, stream, p);
     return cudaPeekAtLastError() == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;

@@ -1,5 +1,6 @@
 // Kernels on the host: blocks one after another, the threads of a block as fibers that give way only at barriers and
-// warp collectives. In which order threads run is not promised by CUDA: GRAFT_CUDA_HOST_ORDER=up|down|NUMBER chooses it.
+// warp collectives. In which order threads run is not promised by CUDA: GRAFT_CUDA_HOST_ORDER=up|down|NUMBER chooses
+// it.
 #include "fibers.h"
 
 #include <cstdio>
@@ -16,8 +17,8 @@ struct fiber {
     void *sp;
     unsigned char *stack;
     enum state state;
-    unsigned mask;     // of the collective it waits in
-    unsigned parity;   // which of its warp's two buffers the next collective uses
+    unsigned mask;   // of the collective it waits in
+    unsigned parity; // which of its warp's two buffers the next collective uses
     uint3 thread;
 };
 

@@ -49,7 +49,7 @@ struct block {
 };
 struct machine {
     std::map<std::string, fault> faults;
-    std::map<uintptr_t, block> memory;     // by address
+    std::map<uintptr_t, block> memory;      // by address
     std::map<uintptr_t, size_t> registered; // host memory that copies may use late
     std::vector<CUstream_st *> streams;
     size_t bytes = 0, total = (size_t)8 << 30;

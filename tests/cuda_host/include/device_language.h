@@ -14,7 +14,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __constant__ static
-#define __shared__ static // blocks run one after another, and all fibers of a block share one thread
+#define __shared__   static // blocks run one after another, and all fibers of a block share one thread
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)
 
@@ -26,10 +26,18 @@ struct uint3 {
     unsigned x, y, z;
 };
 #define CUDA_HOST_VECTOR(type, name)                                                                                   \
-    struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                                           \
-    struct alignas(4 * sizeof(type)) name##4 { type x, y, z, w; };                                                     \
-    static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                                            \
-    static inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+    struct alignas(2 * sizeof(type)) name##2 {                                                                         \
+        type x, y;                                                                                                     \
+    };                                                                                                                 \
+    struct alignas(4 * sizeof(type)) name##4 {                                                                         \
+        type x, y, z, w;                                                                                               \
+    };                                                                                                                 \
+    static inline name##2 make_##name##2(type x, type y) {                                                             \
+        return {x, y};                                                                                                 \
+    }                                                                                                                  \
+    static inline name##4 make_##name##4(type x, type y, type z, type w) {                                             \
+        return {x, y, z, w};                                                                                           \
+    }
 CUDA_HOST_VECTOR(float, float)
 CUDA_HOST_VECTOR(int, int)
 CUDA_HOST_VECTOR(unsigned, uint)
@@ -42,9 +50,9 @@ struct cuda_host_where {
 };
 extern cuda_host_where cuda_host_here; // of the fiber that runs
 #define threadIdx (cuda_host_here.thread)
-#define blockIdx (cuda_host_here.block)
-#define blockDim (cuda_host_here.block_dim)
-#define gridDim (cuda_host_here.grid_dim)
+#define blockIdx  (cuda_host_here.block)
+#define blockDim  (cuda_host_here.block_dim)
+#define gridDim   (cuda_host_here.grid_dim)
 enum { warpSize = 32 };
 
 void __syncthreads();
@@ -119,19 +127,45 @@ static inline void __threadfence() {}
 using std::isfinite;
 using std::isinf;
 using std::isnan;
-template <class T> T __ldg(const T *p) { return *p; }
-static inline int __popc(unsigned x) { return std::popcount(x); }
-static inline int __clz(int x) { return std::countl_zero((unsigned)x); }
-static inline int __ffs(int x) { return x ? std::countr_zero((unsigned)x) + 1 : 0; }
-static inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-static inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-static inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-static inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-static inline float __fdividef(float a, float b) { return a / b; }
-static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
-template <class T> T min(T a, T b) { return b < a ? b : a; }
-template <class T> T max(T a, T b) { return a < b ? b : a; }
+template <class T> T __ldg(const T *p) {
+    return *p;
+}
+static inline int __popc(unsigned x) {
+    return std::popcount(x);
+}
+static inline int __clz(int x) {
+    return std::countl_zero((unsigned)x);
+}
+static inline int __ffs(int x) {
+    return x ? std::countr_zero((unsigned)x) + 1 : 0;
+}
+static inline unsigned __float_as_uint(float x) {
+    return std::bit_cast<unsigned>(x);
+}
+static inline float __uint_as_float(unsigned x) {
+    return std::bit_cast<float>(x);
+}
+static inline int __float_as_int(float x) {
+    return std::bit_cast<int>(x);
+}
+static inline float __int_as_float(int x) {
+    return std::bit_cast<float>(x);
+}
+static inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+static inline float __fdividef(float a, float b) {
+    return a / b;
+}
+static inline unsigned __umulhi(unsigned a, unsigned b) {
+    return (unsigned)((uint64_t)a * b >> 32);
+}
+template <class T> T min(T a, T b) {
+    return b < a ? b : a;
+}
+template <class T> T max(T a, T b) {
+    return a < b ? b : a;
+}
 
 // --- launching
 void cuda_host_enqueue_kernel(const char *name, dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
@@ -142,4 +176,8 @@ void cuda_host_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 bl
     std::tuple<std::decay_t<P>...> copy(args...); // as a launch does: by value, now
     cuda_host_enqueue_kernel(name, grid, block, shared, stream, [=] { std::apply(kernel, copy); });
 }
-template <class K> cudaError_t cudaFuncSetAttribute(K *, cudaFuncAttribute, int) { return cudaSuccess; }
+template <class K> cudaError_t cudaFuncSetAttribute(K *, cudaFuncAttribute, int) {
+    return cudaSuccess;
+}
+
+#include "collective.h"
