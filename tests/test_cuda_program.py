@@ -86,7 +86,7 @@ def layers_that_do_not_fit_are_streamed():
     check(manifest(whole)["memory"]["streamed"] == 0, "streamed without need")
     check(adapter(whole) == adapter(streamed), "streaming changed the adapter")
     if not ON_GPU:
-        for streams in ("eager", "11"):
+        for streams in ("eager", "others", "11"):
             check(adapter(train(t, *run, limit, out=f"s{streams}", env={"GRAFT_CUDA_HOST_STREAMS": streams})) == adapter(whole),
                   f"streams {streams}: another adapter")
     expect(71, "MiB", "nothing was trained", args=["train", f"{t}/config.yml", *run, "gpu_memory_limit=100MiB", f"output_dir={t}/no"])

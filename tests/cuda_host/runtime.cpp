@@ -1,7 +1,7 @@
 // The runtime's calls on host memory. Streams are queues: what is enqueued runs when somebody waits for it, so that a
 // caller that forgets to wait, or reuses memory too early, is found out. GRAFT_CUDA_HOST_STREAMS=late (the default),
-// eager, or a number: then a random part of the waiting work runs at every call. Device memory is poisoned, has guards
-// on both sides, and copies are checked to lie in it.
+// eager, others (all but the first stream made are eager), or a number: then a random part of the waiting work runs at
+// every call. Device memory is poisoned, has guards on both sides, and copies are checked to lie in it.
 #include "fibers.h"
 
 #include <cstdio>
@@ -101,9 +101,13 @@ void run_to(CUstream_st *s, uint64_t ticket) {
 void run_some() {
     static const char *mode = getenv("GRAFT_CUDA_HOST_STREAMS");
     if (!mode || strcmp(mode, "late") == 0) return;
-    bool eager = strcmp(mode, "eager") == 0;
-    if (!eager && m.random == 1) m.random = 2 * (unsigned)strtoul(mode, nullptr, 10) + 3;
+    bool eager = strcmp(mode, "eager") == 0, others = strcmp(mode, "others") == 0;
+    if (!eager && !others && m.random == 1) m.random = 2 * (unsigned)strtoul(mode, nullptr, 10) + 3;
     for (CUstream_st *s : m.streams) {
+        if (others) {
+            if (s != m.streams.front()) run_to(s, s->enqueued);
+            continue;
+        }
         m.random = m.random * 1664525u + 1013904223u;
         uint64_t waiting = s->enqueued - s->done, some = eager ? waiting : (m.random >> 16) % (waiting + 1);
         run_to(s, s->done + some);
