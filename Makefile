@@ -85,6 +85,9 @@ test-peers: base
 	@bash tests/peers/run.sh
 test-real: base # real bases from end to end; fetches Gemma 3 270M (253 MB)
 	@$(MAKE) --no-print-directory -j2 programs && bash tests/peers/base.sh gemma && bash tests/peers/run.sh real
+test-gpu: cuda # the backend's tests on the first GPU
+	@$(MAKE) --no-print-directory -j2 programs
+	@GRAFT_TEST_GPU=1 BUILD=$(BUILD) bash tests/run.sh $(BUILD)/tests/test_cuda $(BUILD)/tests/test_cuda_decode $(BUILD)/tests/test_cuda_families tests/test_cuda_program.py
 test-release: test # hours: fuzzers, many kills
 	@BUILD=$(BUILD) bash tests/release.sh
 fixtures: base # committed expectations and tables, made again by the pinned versions of the peers
@@ -112,5 +115,5 @@ clean:
 	@rm -rf $(BUILD)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all programs sanitized deps base test test-peers test-real test-release fixtures quickstart config-docs format install clean
+.PHONY: all programs sanitized deps base test test-peers test-real test-gpu test-release fixtures quickstart config-docs format install clean
 .SECONDARY:

@@ -35,6 +35,8 @@ for source in tests/fuzz/fuzz_*.c; do
     say $code "fuzz $name, $each s ($(grep -oE '^#[0-9]+' "$log" | tail -1) inputs)"
 done
 rm -rf /dev/shm/graft-fuzz-* # a fuzzer that stops removes nothing
+python3 tests/test_nvcc.py --targets 80,89,90,100
+say $? "CUDA kernels for sm_80, sm_89, sm_90, sm_100"
 KILLS=$kills python3 tests/test_program.py killed_twenty_times
 say $? "$kills kills"
 echo "$passed passed, $failed failed, 0 skipped"
